@@ -1,0 +1,90 @@
+"""Ragged columns: flat values and offsets, zero-copy views of Arrow memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+# Arrow memory is immutable and torch has no read-only tensors; nobody writes into a batch's views (the batch contract test looks).
+warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
+
+
+class Ragged(NamedTuple):
+    """Rows of unequal length: row b is `values[offsets[b]:offsets[b + 1]]`.
+
+    Ragged.of([[1, 2], [], [3]]) has values [1, 2, 3] and offsets [0, 2, 2, 3].
+    """
+
+    values: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[float]], dtype: torch.dtype | None = None) -> Ragged:
+        flat = [value for row in rows for value in row]
+        return cls.from_lengths(torch.tensor(flat, dtype=dtype), torch.tensor([len(row) for row in rows], dtype=torch.int64))
+
+    @classmethod
+    def from_lengths(cls, values: Tensor, length_B: Tensor) -> Ragged:
+        return cls(values, torch.cat([length_B.new_zeros(1), length_B.cumsum(0)]))
+
+    @property
+    def length_B(self) -> Tensor:
+        return self.offsets.diff()
+
+    @property
+    def row_T(self) -> Tensor:
+        """The row each flat value belongs to."""
+        return torch.repeat_interleave(torch.arange(len(self.offsets) - 1), self.length_B)
+
+    def row(self, index: int) -> Tensor:
+        return self.values[int(self.offsets[index]) : int(self.offsets[index + 1])]
+
+    def rows(self) -> list[Tensor]:
+        return list(self.values.split(self.length_B.tolist()))
+
+    def take(self, index_B: Tensor) -> Ragged:
+        """Rows in the given order."""
+        length_B = self.length_B[index_B]
+        start_T = torch.repeat_interleave(self.offsets[index_B], length_B)
+        taken = Ragged.from_lengths(self.values[:0], length_B)
+        within_T = torch.arange(int(taken.offsets[-1])) - torch.repeat_interleave(taken.offsets[:-1], length_B)
+        return Ragged(self.values[start_T + within_T], taken.offsets)
+
+    def head(self, length_B: Tensor) -> Ragged:
+        """The first `length_B` values of each row."""
+        within_T = torch.arange(len(self.values)) - torch.repeat_interleave(self.offsets[:-1], self.length_B)
+        kept_T = within_T < torch.repeat_interleave(length_B, self.length_B)
+        return Ragged.from_lengths(self.values[kept_T], torch.minimum(length_B, self.length_B))
+
+    def append(self, other: Ragged) -> Ragged:
+        """Each row followed by the same row of `other`."""
+        count = len(self.offsets) - 1
+        both = Ragged.from_lengths(torch.cat([self.values, other.values.to(self.values.dtype)]), torch.cat([self.length_B, other.length_B]))
+        interleaved = both.take(torch.arange(2 * count).view(2, count).T.flatten())
+        return Ragged.from_lengths(interleaved.values, self.length_B + other.length_B)
+
+
+def view_tensor(array: pa.Array) -> Tensor:
+    """The numbers of an Arrow array as a tensor on the same memory."""
+    return torch.from_numpy(array.to_numpy(zero_copy_only=True))
+
+
+def view_ragged(array: pa.LargeListArray) -> Ragged:
+    offsets = view_tensor(array.offsets)
+    start, stop = int(offsets[0]), int(offsets[-1])
+    return Ragged(view_tensor(array.values.slice(start, stop - start)), offsets - start if start else offsets)
+
+
+def arrow_ragged(ragged: Ragged, type: pa.DataType) -> pa.LargeListArray:
+    values = pa.array(_contiguous(ragged.values), type=type.value_type)
+    return pa.LargeListArray.from_arrays(pa.array(_contiguous(ragged.offsets), type=pa.int64()), values)
+
+
+def _contiguous(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().numpy()

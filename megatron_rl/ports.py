@@ -1,0 +1,236 @@
+"""The ports: what the loop and the ideas know of machines, and what the loop knows of ideas.
+
+Four seams for ideas: a `Sampler` chooses prompts, a `Stage` derives columns, an `Objective` prices tokens, a `Reward`
+scores answers. Four ports for machines: `RolloutEngine`, `Actor`, `WeightSync`, `Judge`. `Context` is all a stage may ask of the world.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import Column
+from megatron_rl.batch.memory import Memory
+from megatron_rl.batch.ragged import Ragged
+
+Policy = Literal["current", "reference"]
+Need = Literal["engine", "actor", "judge", "prompts"]
+
+
+class Prompts(Protocol):
+    """The data set: rows with PROMPT_ID, SOURCE, ANSWER, EXTRA, PROMPT_TEXT and PROMPT_TOKENS."""
+
+    ids: Sequence[str]
+
+    def take(self, index: Sequence[int]) -> Batch: ...
+
+
+@runtime_checkable
+class RolloutEngine(Protocol):
+    """Writes rollouts. Requested = returned, row for row: a rollout that failed comes back with STATUS 'failed'."""
+
+    def generate(self, batch: Batch) -> Batch:
+        """Writes TOKENS, SAMPLER_LOGPROBS, TOKEN_VERSIONS, FINISH, STATUS, ERROR, VERSION; honours SEED, PREFIX and BUDGET."""
+
+    def score(self, batch: Batch) -> Ragged:
+        """Log-probability of each response token under the sampling law of the loaded weights."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What one update did. `skipped` optimizer steps left every weight untouched because a number was not finite."""
+
+    metrics: Mapping[str, float]
+    steps: int
+    skipped: int = 0
+    offending: Batch | None = None
+    """The rows of the skipped steps."""
+
+
+@runtime_checkable
+class Actor(Protocol):
+    """The policy being trained."""
+
+    def update(self, batch: Batch, objective: Objective) -> Update: ...
+
+    def score(self, batch: Batch, policy: Policy = "current") -> Ragged:
+        """Log-probability of each response token, training state untouched."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class WeightSync(Protocol):
+    """Moves the actor's weights into the engine."""
+
+    version: int
+
+    def publish(self) -> int:
+        """The version the engine now serves."""
+
+
+class Judge(Protocol):
+    """Runs a reward over rollouts, killably."""
+
+    def judge(self, batch: Batch) -> Batch:
+        """Writes REWARD, CORRECT, VERDICT and EXTRACTED."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """All that a sampler or a stage may ask of the world."""
+
+    step: int
+    version: int
+    seed: int
+    machines: Mapping[str, object] = field(default_factory=dict)
+
+    def rng(self, name: str, count: int = 0) -> np.random.Generator:
+        """Fresh random numbers of this step. `count` tells repeated draws of one step apart and comes from memory."""
+        return np.random.Generator(np.random.Philox(key=self.key(name, count)))
+
+    def key(self, name: str, count: int = 0) -> int:
+        """128 bits that only this seed, step, name and count share; the key of counter-based noise."""
+        digest = hashlib.sha256(f"{self.seed}/{self.step}/{name}/{count}".encode()).digest()
+        return int.from_bytes(digest[:16], "big")
+
+    @property
+    def engine(self) -> RolloutEngine:
+        return self._machine("engine")  # type: ignore[return-value]  # assembled by kind
+
+    @property
+    def actor(self) -> Actor:
+        return self._machine("actor")  # type: ignore[return-value]
+
+    @property
+    def judge(self) -> Judge:
+        return self._machine("judge")  # type: ignore[return-value]
+
+    @property
+    def prompts(self) -> Prompts:
+        return self._machine("prompts")  # type: ignore[return-value]
+
+    def _machine(self, name: str) -> object:
+        if name not in self.machines:
+            raise LookupError(f"this step has no {name}; a stage that needs it says so in `uses`, it has {sorted(self.machines)}")
+        return self.machines[name]
+
+
+class Sampler(Protocol):
+    """Chooses prompts and how many rollouts each gets."""
+
+    slot: ClassVar[str]
+    prompts: int
+    """Prompts (whole groups) one update learns from."""
+
+    def draw(self, memory: Memory, context: Context) -> tuple[Batch, Memory]:
+        """The next wave of requests: prompt columns, GROUP, SLOT, EPOCH, PHASE, SEED and BUDGET-less requests."""
+
+    def observe(self, batch: Batch, memory: Memory, context: Context) -> Memory:
+        """Memory after the judged wave has been seen."""
+
+
+class Stage(Protocol):
+    """Derives columns from columns. Memory in, memory out; nothing else is remembered."""
+
+    reads: tuple[Column, ...]
+    writes: tuple[Column, ...]
+
+    def __call__(self, batch: Batch, memory: Memory, context: Context) -> tuple[Batch, Memory]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Denominators of one optimizer step, counted over its whole batch: live tokens, rows with a live token, groups."""
+
+    tokens: int
+    rows: int
+    groups: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """One micro-batch as an objective sees it: T response tokens of B whole rollouts, flat.
+
+    `logprobs_T` carries the gradient; `entropy_T` too, where the objective asks for it. `row_T` numbers the rollout of each token. Token columns
+    are T long and row columns B long, on the device, under the names in `reads`.
+    """
+
+    logprobs_T: Tensor
+    entropy_T: Tensor | None
+    mask_T: Tensor
+    row_T: Tensor
+    offsets: Tensor
+    columns: Mapping[str, Tensor]
+
+    def __getitem__(self, column: Column) -> Tensor:
+        return self.columns[column.name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Priced:
+    """A micro-batch's share of the loss. Shares of any split add up to the loss of the whole; metrics likewise."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """Prices tokens: sums over denominators that were counted on the whole optimizer step."""
+
+    @property
+    def reads(self) -> tuple[Column, ...]: ...
+
+    @property
+    def needs_entropy(self) -> bool: ...
+
+    def price(self, tokens: Tokens, counts: Counts) -> Priced: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a reward sees of one rollout."""
+
+    response: str
+    answer: str
+    prompt: str = ""
+    source: str = ""
+    extra: Mapping[str, object] = field(default_factory=dict)
+    finish: str = "stop"
+    length: int = 0
+    """Response tokens, for length shaping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A reward's answer. `correct` is 0 or 1 and is what selection uses; `extracted` is None where nothing could be parsed."""
+
+    reward: float
+    correct: int
+    extracted: str | None
+
+
+class Reward(Protocol):
+    """Scores one answer. Runs in a process that may be killed at any time."""
+
+    def __call__(self, question: Question) -> Score: ...
+
+
+class Launcher(Protocol):
+    """Starts the processes of a run and gives their ports."""
+
+    def start(self) -> tuple[Actor, RolloutEngine, WeightSync]: ...
+
+    def close(self) -> None: ...
