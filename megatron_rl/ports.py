@@ -75,10 +75,8 @@ class Actor(Protocol):
 class WeightSync(Protocol):
     """Moves the actor's weights into the engine."""
 
-    version: int
-
-    def publish(self) -> int:
-        """The version the engine now serves."""
+    def publish(self, version: int) -> int:
+        """Serves the actor's weights under this version number; returns it."""
 
 
 class Judge(Protocol):
@@ -226,6 +224,49 @@ class Reward(Protocol):
     """Scores one answer. Runs in a process that may be killed at any time."""
 
     def __call__(self, question: Question) -> Score: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What a finished step says of itself; `step` counts finished steps, so the first record has step 1."""
+
+    step: int
+    seconds: Mapping[str, float]
+    """Wall-clock seconds by phase: collect, learn, update, publish, evaluate, save."""
+    metrics: Mapping[str, float]
+    rollouts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out results after `step` finished steps, by source and measure, each with its interval."""
+
+    step: int
+    metrics: Mapping[str, float]
+    """For example {"arithmetic/pass@1": .94, "arithmetic/pass@1/low": .92, "arithmetic/pass@1/high": .96}."""
+
+
+class Evaluator(Protocol):
+    """Measures the policy on held-out prompts."""
+
+    def evaluate(self, step: int) -> Evaluation: ...
+
+
+class Telemetry(Protocol):
+    """Shows and keeps what happens. Never changes it."""
+
+    def start(self, step: int, steps: int) -> None:
+        """The run begins, or resumes, after `step` finished steps of `steps`."""
+
+    def wave(self, done: int, total: int, tokens: int) -> None:
+        """Progress of the rollouts asked for: requests done of total, tokens written so far."""
+
+    def step(self, record: StepRecord, batch: Batch) -> None: ...
+
+    def evaluation(self, evaluation: Evaluation) -> None: ...
+
+    def close(self, reason: str) -> None:
+        """`reason` is 'finished' or one sentence on what ended the run."""
 
 
 class Launcher(Protocol):

@@ -77,6 +77,8 @@ CORRECT = _declare("correct", FLAG, "1 if the answer is right; selection uses th
 VERDICT = _declare("verdict", STRING, "'right', 'wrong', 'unparsable', 'timeout' or 'crashed'")
 EXTRACTED = _declare("extracted", STRING, "the answer the reward found in the response")
 
+KEPT = _declare("kept", FLAG, "0 if a filter drops the rollout's group: seen by the sampler, never trained on", default=1)
+
 # What the learn chain derives.
 OLD_LOGPROBS = _declare("old_logprobs", TOKEN_FLOATS, "actor log-probabilities before the first optimizer step of the update")
 REFERENCE_LOGPROBS = _declare("reference_logprobs", TOKEN_FLOATS, "log-probabilities under the frozen reference policy")

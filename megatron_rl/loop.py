@@ -1,0 +1,151 @@
+"""The training loop: blind to algorithms and to backends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_rl import checkpoint
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.memory import Memory
+from megatron_rl.buffer import GroupBuffer
+from megatron_rl.pipeline import Chain, Memories, slot_of
+from megatron_rl.ports import Actor, Context, Evaluator, Objective, Sampler, StepRecord, Telemetry, Update, WeightSync
+
+SAMPLER, BUFFER = "sampler", "buffer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When things happen, in steps; 0 means never."""
+
+    steps: int
+    save_every: int = 0
+    keep: int = 2
+    """Checkpoints kept, the newest ones."""
+    evaluate_every: int = 0
+    max_waves: int = 50
+    """Trips to the engine without a full batch before the run stops and says so."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything one run is made of. Its memories and its step are all that change, besides the weights."""
+
+    folder: Path
+    seed: int
+    schedule: Schedule
+    sampler: Sampler
+    collect: Chain
+    learn: Chain
+    objective: Objective
+    buffer: GroupBuffer
+    actor: Actor
+    weights: WeightSync
+    machines: Mapping[str, object]
+    telemetry: Telemetry
+    evaluator: Evaluator | None = None
+    facts: Mapping[str, object] = field(default_factory=dict)
+    memories: Memories = field(default_factory=dict)
+    step: int = 0
+    saved_step: int = -1
+    stopping: str = ""
+    """Why the run should end after the step in hand; set from outside by a signal or a time budget."""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def context(self, version: int) -> Context:
+        return Context(step=self.step, version=version, seed=self.seed, machines=self.machines)
+
+    def steps(self) -> Iterator[int]:
+        """The steps left to do. `self.step` counts the finished ones."""
+        while self.step < self.schedule.steps and not self.stopping:
+            self.seconds = {}
+            yield self.step
+
+    @contextmanager
+    def timer(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def train(run: Run) -> None:
+    """Trains until the steps are done or something asks to stop; the last thing it does is save."""
+    version = run.weights.publish(run.step)
+    _evaluate(run, due=run.step == 0 and run.schedule.evaluate_every > 0)
+    for step in run.steps():
+        with run.timer("collect"):
+            batch = next_batch(run, run.context(version))
+        with run.timer("learn"):
+            batch, run.memories = run.learn(batch, run.memories, run.context(version))
+        with run.timer("update"):
+            update = run.actor.update(batch, run.objective)
+        with run.timer("publish"):
+            version = run.weights.publish(step + 1)
+        run.step = step + 1
+        run.telemetry.step(_record(run, batch, update), batch)
+        _evaluate(run, due=_is_due(run, run.schedule.evaluate_every))
+        _save(run, due=_is_due(run, run.schedule.save_every))
+    _save(run, due=bool(run.schedule.save_every))
+
+
+def next_batch(run: Run, context: Context) -> Batch:
+    """Draws, collects and buffers waves until one update's whole groups are there."""
+    for _ in range(run.schedule.max_waves):
+        batch, buffered = run.buffer.take(run.memories.get(BUFFER), context.version)
+        run.memories = {**run.memories, BUFFER: buffered}
+        if batch is not None:
+            return batch
+        _collect_wave(run, context)
+    raise RuntimeError(
+        f"step {context.step}: {run.schedule.max_waves} waves in a row did not fill a batch of {run.buffer.prompts} groups; "
+        "nearly every group is being filtered out: widen the filter, change the prompts, or raise `run.max_waves`"
+    )
+
+
+def resume(run: Run) -> bool:
+    """Takes up the latest checkpoint of the run's folder. False where there is none."""
+    folder = checkpoint.latest(run.folder / "checkpoints")
+    if folder is None:
+        return False
+    saved, memory = checkpoint.load(folder, run.actor)
+    if not isinstance(memory, Mapping):
+        raise checkpoint.CheckpointError(f"checkpoint {folder}: its memory should be a mapping of slots, got {memory!r}")
+    run.step, run.saved_step, run.memories = saved.step, saved.step, memory
+    return True
+
+
+def _collect_wave(run: Run, context: Context) -> None:
+    slot = slot_of(run.sampler, SAMPLER)
+    wave, drawn = run.sampler.draw(run.memories.get(slot), context)
+    wave, memories = run.collect(wave, {**run.memories, slot: drawn}, context)
+    memories[slot] = run.sampler.observe(wave, memories.get(slot), context)
+    memories[BUFFER] = run.buffer.push(memories.get(BUFFER), wave)
+    run.memories = memories
+
+
+def _is_due(run: Run, every: int) -> bool:
+    return every > 0 and run.step % every == 0
+
+
+def _evaluate(run: Run, due: bool) -> None:
+    if due and run.evaluator is not None:
+        with run.timer("evaluate"):
+            result = run.evaluator.evaluate(run.step)
+        run.telemetry.evaluation(result)
+
+
+def _save(run: Run, due: bool) -> None:
+    if due and run.saved_step != run.step:
+        root = run.folder / "checkpoints"
+        with run.timer("save"):
+            checkpoint.save(root, run.step, run.actor, dict(run.memories), run.facts)
+        checkpoint.prune(root, run.schedule.keep)
+        run.saved_step = run.step
+
+
+def _record(run: Run, batch: Batch, update: Update) -> StepRecord:
+    return StepRecord(step=run.step, seconds=dict(run.seconds), metrics={**batch.metrics, **update.metrics}, rollouts=len(batch))

@@ -1,0 +1,113 @@
+import pyarrow as pa
+import pytest
+import torch
+
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import GROUP, LOSS_WEIGHT, PROMPT_ID, REWARD, SAMPLER_LOGPROBS, TOKENS, Column
+from megatron_rl.batch.ragged import Ragged
+
+
+def small() -> Batch:
+    return Batch.of(
+        {
+            PROMPT_ID: ["b", "a", "b", "a"],
+            GROUP: [7, 3, 7, 3],
+            TOKENS: [[1, 2], [3], [], [4, 5, 6]],
+            REWARD: torch.tensor([1.0, 0.0, 0.5, 0.25]),
+        }
+    )
+
+
+def test_a_column_reads_as_tensor_ragged_or_text():
+    batch = small()
+    assert batch[REWARD].tolist() == [1.0, 0.0, 0.5, 0.25]
+    assert batch[TOKENS].offsets.tolist() == [0, 2, 3, 3, 6]
+    assert batch[PROMPT_ID] == ["b", "a", "b", "a"]
+
+
+def test_numbers_are_views_of_arrow_memory():
+    batch = small()
+    assert batch[REWARD].data_ptr() == batch.table.column("reward").chunk(0).buffers()[1].address
+
+
+def test_writing_a_column_leaves_the_input_untouched_and_shares_the_rest():
+    before = small()
+    after = before.with_columns(reward=torch.zeros(4))
+    assert before[REWARD].tolist() == [1.0, 0.0, 0.5, 0.25]
+    assert after[REWARD].tolist() == [0.0] * 4
+    assert after[TOKENS].values.data_ptr() == before[TOKENS].values.data_ptr()
+
+
+def test_groups_are_found_by_id_never_by_position():
+    batch = small()
+    assert batch.group_index().tolist() == [0, 1, 0, 1]
+    assert [rows.tolist() for rows in batch.group_rows()] == [[0, 2], [1, 3]]
+    assert [group[REWARD].tolist() for group in batch.groups()] == [[1.0, 0.5], [0.0, 0.25]]
+
+
+def test_where_take_and_concat_keep_rows_whole():
+    batch = small()
+    kept = batch.where(batch[REWARD] > 0.2)
+    assert [row.tolist() for row in kept[TOKENS].rows()] == [[1, 2], [], [4, 5, 6]]
+    assert Batch.concat([batch.take(torch.tensor([0, 1])), batch.take(torch.tensor([2, 3]))]) == batch
+
+
+def test_parquet_returns_an_equal_batch(tmp_path):
+    batch = small().with_metrics({"judge/right": 0.5})
+    batch.write_parquet(tmp_path / "batch.parquet")
+    again = Batch.read_parquet(tmp_path / "batch.parquet")
+    assert again == batch
+    assert again.metrics == {"judge/right": 0.5}
+
+
+def test_metrics_travel_with_the_batch():
+    batch = small().with_metrics({"a": 1}).with_columns(baseline=torch.zeros(4)).where(torch.tensor([1, 0, 0, 1]))
+    assert batch.metrics == {"a": 1.0}
+    assert Batch.concat([batch, batch.with_metrics({"b": 2})]).metrics == {"a": 1.0, "b": 2.0}
+
+
+def test_an_unwritten_column_with_a_default_reads_as_it():
+    assert small()[LOSS_WEIGHT].tolist() == [1.0] * 4
+
+
+def test_an_unwritten_column_without_one_is_named():
+    with pytest.raises(KeyError, match="no column 'sampler_logprobs'"):
+        small()[SAMPLER_LOGPROBS]
+
+
+def test_a_column_of_ones_own_is_written_by_its_declaration():
+    difficulty = Column(name="difficulty", type=pa.float64(), meaning="share of rollouts that failed")
+    assert small().with_columns({difficulty: torch.ones(4)})[difficulty].tolist() == [1.0] * 4
+    with pytest.raises(KeyError, match="data dictionary"):
+        small().with_columns(difficulty=torch.ones(4))
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(3), [1.0, None, 1.0, 1.0]])
+def test_a_column_with_too_few_or_missing_values_is_refused(wrong):
+    with pytest.raises(ValueError, match="column 'reward'"):
+        small().with_columns(reward=wrong)
+
+
+def test_kinds_are_told_apart():
+    with pytest.raises(TypeError, match="not one number per rollout"):
+        small().numbers(TOKENS)
+    with pytest.raises(TypeError, match="not a list per rollout"):
+        small().ragged(REWARD)
+    with pytest.raises(TypeError, match="not text"):
+        small().strings(REWARD)
+
+
+def test_batches_with_other_columns_do_not_concat():
+    with pytest.raises(ValueError, match="reward"):
+        Batch.concat([small(), small().without(REWARD)])
+
+
+def test_an_empty_batch_has_no_groups():
+    empty = small().where(torch.zeros(4))
+    assert (len(empty), empty.groups(), len(empty[TOKENS].values)) == (0, [], 0)
+
+
+def test_ragged_columns_survive_a_cut_out_of_a_larger_table():
+    batch = small().with_columns(tokens=Ragged.of([[9], [8], [7], [6]], dtype=torch.int32))
+    sliced = Batch(batch.table.slice(2, 2))
+    assert [row.tolist() for row in sliced[TOKENS].rows()] == [[7], [6]]

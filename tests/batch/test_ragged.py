@@ -1,0 +1,59 @@
+import pyarrow as pa
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_rl.batch.ragged import Ragged, arrow_ragged, view_ragged, view_tensor
+
+ROWS = st.lists(st.lists(st.integers(0, 99), max_size=6), min_size=1, max_size=8)
+TYPE = pa.large_list(pa.int32())
+
+
+def as_lists(ragged: Ragged) -> list[list[int]]:
+    return [row.tolist() for row in ragged.rows()]
+
+
+def ragged(rows: list[list[int]]) -> Ragged:
+    return Ragged.of(rows, dtype=torch.int32)
+
+
+def test_rows_are_slices_between_offsets():
+    example = ragged([[1, 2], [], [3]])
+    assert example.values.tolist() == [1, 2, 3]
+    assert example.offsets.tolist() == [0, 2, 2, 3]
+    assert example.row_T.tolist() == [0, 0, 2]
+    assert example.row(2).tolist() == [3]
+
+
+@given(ROWS)
+def test_arrow_and_back_is_the_same(rows):
+    assert as_lists(view_ragged(arrow_ragged(ragged(rows), TYPE))) == rows
+
+
+@given(ROWS, st.data())
+def test_take_picks_rows_in_the_given_order(rows, data):
+    index = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=6))
+    assert as_lists(ragged(rows).take(torch.tensor(index, dtype=torch.int64))) == [rows[i] for i in index]
+
+
+@given(ROWS, st.data())
+def test_head_and_append_undo_each_other(rows, data):
+    cuts = [data.draw(st.integers(0, len(row))) for row in rows]
+    tails = ragged([row[cut:] for row, cut in zip(rows, cuts, strict=True)])
+    heads = ragged(rows).head(torch.tensor(cuts))
+    assert as_lists(heads) == [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
+    assert as_lists(heads.append(tails)) == rows
+
+
+def test_a_view_shares_arrow_memory():
+    array = arrow_ragged(ragged([[1, 2], [3]]), TYPE)
+    assert view_ragged(array).values.data_ptr() == array.values.buffers()[1].address
+
+
+def test_a_sliced_array_is_viewed_from_its_own_start():
+    array = arrow_ragged(ragged([[1, 2], [3], [4, 5]]), TYPE).slice(1, 2)
+    assert as_lists(view_ragged(array)) == [[3], [4, 5]]
+
+
+def test_a_tensor_view_holds_the_numbers():
+    assert view_tensor(pa.array([1.5, 2.5])).tolist() == [1.5, 2.5]
