@@ -1,0 +1,1 @@
+"""Megatron-Core lives here and nowhere else: model, schedule, optimizer, precision, weights."""

@@ -1,0 +1,104 @@
+"""Attention over packed sequences for machines without Transformer Engine.
+
+T tokens of all sequences one after another, H query heads, G key-value heads, D numbers per head.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from itertools import accumulate, groupby
+from typing import Any
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+
+_VARLEN_KNOWS_GROUPS = {"enable_gqa", "window_size"} <= signature(varlen_attn).parameters.keys()
+"""Older torch releases ship the variable-length kernel without grouped heads."""
+
+
+@dataclass
+class Packing(PackedSeqParams):
+    """Megatron's description of a packed micro-batch, with the lengths also on the host, where loops can read them."""
+
+    lengths: tuple[int, ...] = ()
+
+
+def packing(lengths: Sequence[int], device: torch.device) -> Packing:
+    """The description of sequences of these lengths laid end to end; neighbours of one length cost one attention call."""
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    longest = max(lengths)
+    return Packing(
+        qkv_format="thd",
+        cu_seqlens_q=bounds,
+        cu_seqlens_kv=bounds,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+        lengths=tuple(lengths),
+    )
+
+
+class PackedAttention(torch.nn.Module):
+    """Causal attention within each sequence of a packing: no token sees another sequence, and no padding is computed."""
+
+    def __init__(self, config: Any, *, softmax_scale: float | None = None, **kwargs: object) -> None:  # noqa: ANN401
+        super().__init__()
+        self.scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
+
+    def forward(
+        self,
+        query_THD: Tensor,
+        key_TGD: Tensor,
+        value_TGD: Tensor,
+        attention_mask: None = None,
+        *,
+        packed_seq_params: Packing,
+        **kwargs: object,
+    ) -> Tensor:
+        """Heads side by side, one row a token; `kwargs` are Megatron's mask type and bias, which a packing implies."""
+        if _VARLEN_KNOWS_GROUPS and query_THD.is_cuda and query_THD.dtype in (torch.float16, torch.bfloat16):
+            mixed_THD = self._one_kernel(query_THD, key_TGD, value_TGD, packed_seq_params)
+        else:
+            mixed_THD = self._run_by_run(query_THD, key_TGD, value_TGD, packed_seq_params.lengths)
+        return mixed_THD.flatten(1)
+
+    def _one_kernel(self, query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, packed: Packing) -> Tensor:
+        attend: Callable[..., Tensor] = varlen_attn
+        bounds, longest = packed.cu_seqlens_q, packed.max_seqlen_q
+        return attend(
+            query_THD,
+            key_TGD,
+            value_TGD,
+            bounds,
+            bounds,
+            longest,
+            longest,
+            scale=self.scale,
+            window_size=(-1, 0),
+            enable_gqa=True,
+        )
+
+    def _run_by_run(self, query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, lengths: Sequence[int]) -> Tensor:
+        """One call for each run of neighbours of equal length: cheaper than a call each, and nothing is padded."""
+        runs = list(equal_runs(lengths))
+        sizes = [count * length for count, length in runs]
+        parts = zip(runs, query_THD.split(sizes), key_TGD.split(sizes), value_TGD.split(sizes), strict=True)
+        mixed = [
+            scaled_dot_product_attention(
+                *(flat.unflatten(0, run).transpose(1, 2) for flat in (query, key, value)),
+                is_causal=True,
+                scale=self.scale,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+            .transpose(1, 2)
+            .flatten(0, 1)
+            for run, query, key, value in parts
+        ]
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+def equal_runs(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(count, length) of each run of neighbours of one length."""
+    return ((len(list(run)), length) for length, run in groupby(lengths))

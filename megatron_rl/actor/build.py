@@ -1,0 +1,93 @@
+"""The model of a Hugging Face config.json, as the chunks of it that this rank holds."""
+
+from dataclasses import dataclass
+from math import lcm
+
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.pipeline_parallel.utils import (
+    is_pp_first_stage,
+    is_pp_last_stage,
+    is_vp_first_stage,
+    is_vp_last_stage,
+)
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_rl.actor import fit, layer_spec
+from megatron_rl.actor.architecture import Architecture, HfConfig, describe
+from megatron_rl.actor.cpu import device
+from megatron_rl.actor.parallel import Parallel
+from megatron_rl.actor.precision import Precision, check_hardware
+from megatron_rl.actor.recompute import Recompute
+from megatron_rl.actor.rope import frequencies
+from megatron_rl.actor.transformer_config import transformer_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What `build` makes: Model(chunks=(GPTModel,), config=TransformerConfig(...), ...), one chunk unless interleaved."""
+
+    chunks: tuple[GPTModel, ...]
+    config: TransformerConfig
+    architecture: Architecture
+    parallel: Parallel
+    precision: Precision
+    padded_vocabulary: int
+
+    @property
+    def token_multiple(self) -> int:
+        """Every micro-batch's token count must be a multiple of this."""
+        return self.parallel.token_multiple * self.precision.token_multiple
+
+
+def build(
+    hf_config: HfConfig,
+    parallel: Parallel,
+    precision: Precision,
+    recompute: Recompute | None = None,
+    kind: type[GPTModel] = GPTModel,
+) -> Model:
+    """Chunks with random weights on this rank's device; the ranks must have been `cut` the same way before."""
+    architecture = describe(hf_config)
+    fit.check(architecture, parallel)
+    check_hardware(precision)
+    config = transformer_config(architecture, parallel, precision, recompute or Recompute())
+    padded = padded_vocabulary(architecture, parallel)
+    stages = range(parallel.vpp) if parallel.vpp > 1 else (None,)
+    chunks = tuple(_chunk(kind, architecture, config, padded, stage) for stage in stages)
+    return Model(
+        chunks=chunks,
+        config=config,
+        architecture=architecture,
+        parallel=parallel,
+        precision=precision,
+        padded_vocabulary=padded,
+    )
+
+
+def padded_vocabulary(architecture: Architecture, parallel: Parallel) -> int:
+    """Rows of the embedding: the vocabulary rounded up so that it divides over any `tp` that divides 16, or over this one."""
+    multiple = lcm(16, parallel.tp)
+    return -(-architecture.vocabulary // multiple) * multiple
+
+
+def _chunk(
+    kind: type[GPTModel], architecture: Architecture, config: TransformerConfig, padded: int, stage: int | None
+) -> GPTModel:
+    ranks = ProcessGroupCollection.use_mpu_process_groups()
+    stages = config.virtual_pipeline_model_parallel_size
+    model = kind(
+        config=config,
+        transformer_layer_spec=layer_spec.block(config, stage),
+        vocab_size=padded,
+        max_sequence_length=architecture.context,
+        pre_process=is_vp_first_stage(stage, stages) and is_pp_first_stage(ranks.pp),
+        post_process=is_vp_last_stage(stage, stages) and is_pp_last_stage(ranks.pp),
+        share_embeddings_and_output_weights=architecture.tied,
+        position_embedding_type="rope",
+        rotary_base=architecture.rope.theta,
+        vp_stage=stage,
+    )
+    # Megatron knows one scaling rule with fixed constants; the config's rule and constants replace its frequencies.
+    model.rotary_pos_emb.inv_freq = frequencies(architecture).inverse_R.to(device())
+    return model.to(device())

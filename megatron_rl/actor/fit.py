@@ -1,0 +1,28 @@
+"""Whether an architecture can be cut a given way on this machine."""
+
+from megatron_rl.actor.architecture import Architecture
+from megatron_rl.actor.fused import has_transformer_engine
+from megatron_rl.actor.parallel import Parallel
+from megatron_rl.reshard.layout import LayoutError
+
+
+def check(architecture: Architecture, parallel: Parallel) -> None:
+    """LayoutError unless this architecture can be cut this way."""
+    tp, heads, kv_heads = parallel.tp, architecture.heads, architecture.kv_heads
+    parallel.chunk_layers(architecture.layers)
+    for name, size in (("attention heads", heads), ("MLP columns", architecture.ffn)):
+        if size % tp:
+            raise LayoutError(f"{size} {name} do not divide over parallel.tp = {tp}.")
+    if kv_heads % tp and tp % kv_heads:
+        raise LayoutError(f"{kv_heads} key-value heads are neither a multiple nor a divisor of parallel.tp = {tp}.")
+    if (heads + 2 * kv_heads) * architecture.head_dim % tp:
+        raise LayoutError(
+            f"The {heads + 2 * kv_heads} rows of heads of query, key and value do not divide over tp = {tp}."
+        )
+    if parallel.cp > 1 and not has_transformer_engine():
+        raise LayoutError(
+            f"parallel.cp is {parallel.cp}, but attention across ranks comes from Transformer Engine on a GPU, "
+            "which is not here; set cp to 1."
+        )
+    if parallel.ep > 1 and architecture.experts is None:
+        raise LayoutError(f"parallel.ep is {parallel.ep}, but {architecture.family} has no experts; set ep to 1.")

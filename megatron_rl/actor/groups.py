@@ -1,0 +1,60 @@
+"""Joining the ranks of an actor, and leaving them."""
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from megatron_rl.actor import cpu
+from megatron_rl.actor.parallel import Coordinates, Parallel
+from megatron_rl.reshard.layout import LayoutError
+
+
+def join(rank: int, world: int, store: dist.Store, timeout_s: float = 1800.0) -> None:
+    """Makes this process one rank of `world`: NCCL between GPUs, gloo where there are none."""
+    backend = "gloo" if cpu.install() else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s))
+
+
+def join_alone() -> None:
+    """Makes this process the only rank."""
+    join(0, 1, dist.HashStore())
+
+
+def cut(parallel: Parallel, seed: int = 0, timeout_s: float = 1800.0) -> Coordinates:
+    """Divides the joined ranks as described and seeds them; returns where this rank stands."""
+    world = dist.get_world_size()
+    if world != parallel.world:
+        raise LayoutError(
+            f"parallel takes tp*cp*dp*pp = {parallel.world} ranks, but {world} joined; change parallel.dp or the launch."
+        )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vpp if parallel.vpp > 1 else None,
+        context_parallel_size=parallel.cp,
+        expert_model_parallel_size=parallel.ep,
+        expert_tensor_parallel_size=1 if parallel.ep > 1 else None,
+        distributed_timeout_minutes=max(1, round(timeout_s / 60)),
+    )
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)
+    return parallel.coordinates(dist.get_rank())
+
+
+def uncut() -> None:
+    """Undoes `cut`: the ranks stay joined and can be divided another way."""
+    groups = [group for group in parallel_state._global_process_group_list or () if group is not None]  # noqa: SLF001
+    parallel_state.destroy_model_parallel()
+    parallel_state._global_process_group_list = None  # noqa: SLF001
+    for group in groups:
+        dist.destroy_process_group(group)
+
+
+def leave() -> None:
+    """Undoes `join`, and `cut` where it was done."""
+    if parallel_state.is_initialized():
+        uncut()
+    dist.destroy_process_group()

@@ -1,0 +1,54 @@
+"""Which modules a layer is made of: Transformer Engine's where it runs, Megatron's own with our attention elsewhere."""
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.backends import LocalSpecProvider
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_block_spec,
+    get_mlp_module_spec_for_backend,
+)
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_rl.actor.attention import PackedAttention
+from megatron_rl.actor.fused import RmsNorm, has_transformer_engine
+
+
+def block(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
+    """The layers of one chunk of the model."""
+    if has_transformer_engine():
+        return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+    count = get_num_layers_to_build(config, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[_layer(config)] * count, layer_norm=RmsNorm)
+
+
+def _layer(config: TransformerConfig) -> ModuleSpec:
+    backend = LocalSpecProvider()
+    head_norm = RmsNorm if config.qk_layernorm else IdentityOp
+    attention = SelfAttentionSubmodules(
+        linear_qkv=backend.column_parallel_linear(),
+        core_attention=PackedAttention,
+        linear_proj=backend.row_parallel_linear(),
+        q_layernorm=head_norm,
+        k_layernorm=head_norm,
+    )
+    submodules = TransformerLayerSubmodules(
+        input_layernorm=RmsNorm,
+        self_attention=ModuleSpec(
+            module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
+        ),
+        self_attn_bda=get_bias_dropout_add,
+        pre_mlp_layernorm=RmsNorm,
+        mlp=get_mlp_module_spec_for_backend(backend, num_experts=config.num_moe_experts),
+        mlp_bda=get_bias_dropout_add,
+        # A checkpoint keeps the norms under Transformer Engine's names, so it loads with and without that package.
+        sharded_state_dict_keys_map={
+            "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+            "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+        },
+    )
+    return ModuleSpec(module=TransformerLayer, submodules=submodules)
