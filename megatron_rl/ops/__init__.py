@@ -1,0 +1,1 @@
+"""The maths: pure functions of flat tensors, importing torch and nothing of ours."""
