@@ -1,0 +1,1 @@
+"""Typed configuration: strict YAML in, checked choices out, before anything heavy is imported."""
