@@ -15,8 +15,8 @@ from megatron_rl.batch.memory import Memory
 class GroupBuffer:
     """Hands out batches of `prompts` whole groups, first in first out.
 
-    Memory is `{"waiting": Batch | None, "pushed": …, "yielded": …, "filtered": …, "stale": …}`; counts are in rollouts, and at
-    every moment pushed = yielded + waiting + filtered + stale.
+    Memory is `{"waiting": Batch | None, "pushed": …, "yielded": …, "filtered": …, "stale": …}`; counts are in rollouts,
+    and at every moment pushed = yielded + waiting + filtered + stale.
     """
 
     prompts: int
@@ -56,7 +56,9 @@ class GroupBuffer:
         if self.max_age is None or not isinstance(waiting, Batch):
             return state
         group_B = waiting.group_index()
-        newest_G = torch.full((int(group_B.max()) + 1,), -1).scatter_reduce(0, group_B, waiting.numbers(VERSION), "amax")
+        newest_G = torch.full((int(group_B.max()) + 1,), -1).scatter_reduce(
+            0, group_B, waiting.numbers(VERSION), "amax"
+        )
         fresh_B = (version - newest_G <= self.max_age)[group_B]
         stale = int((~fresh_B).sum())
         fresh = waiting.where(fresh_B)

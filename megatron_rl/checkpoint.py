@@ -2,8 +2,8 @@
 
     checkpoints/step_000010/{actor/, memory/, manifest.json}    checkpoints/latest
 
-Everything is written aside, flushed to disk, listed with its SHA-256 in the manifest, renamed into place, and only then does
-`latest` name it. A process killed at any moment leaves the previous checkpoint loadable.
+Everything is written aside, flushed to disk, listed with its SHA-256 in the manifest, renamed into place, and only then
+does `latest` name it. A process killed at any moment leaves the previous checkpoint loadable.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def latest(root: Path) -> Path | None:
         return None
     name = pointer.read_text().strip()
     if not name or "/" in name or not (root / name).is_dir():
-        raise CheckpointError(f"{pointer} names '{name}', which is not a checkpoint here; found {sorted(p.name for p in root.glob('step_*'))}")
+        there = sorted(path.name for path in root.glob("step_*"))
+        raise CheckpointError(f"{pointer} names '{name}', which is not a checkpoint here; found {there}")
     return root / name
 
 
@@ -87,13 +88,19 @@ def verify(folder: Path) -> Saved:
     listed: dict[str, dict[str, object]] = manifest["files"]
     present = {str(path.relative_to(folder)) for path in _files(folder)} - {"manifest.json"}
     for name in sorted(listed.keys() - present):
-        raise CheckpointError(f"checkpoint {folder} lacks the file '{name}' that its manifest lists; it cannot be resumed from")
+        raise CheckpointError(
+            f"checkpoint {folder} lacks the file '{name}' that its manifest lists; it cannot be resumed from"
+        )
     for name in sorted(present - listed.keys()):
-        raise CheckpointError(f"checkpoint {folder} holds the file '{name}' that its manifest does not list; it cannot be trusted")
+        raise CheckpointError(
+            f"checkpoint {folder} holds the file '{name}' that its manifest does not list; it cannot be trusted"
+        )
     found = _digests(folder, sorted(listed))
     for name in sorted(listed):
         if found[name] != listed[name]:
-            raise CheckpointError(f"checkpoint {folder}: file '{name}' is damaged, expected {listed[name]}, found {found[name]}")
+            raise CheckpointError(
+                f"checkpoint {folder}: file '{name}' is damaged, expected {listed[name]}, found {found[name]}"
+            )
     return Saved(folder=folder, step=manifest["step"], facts=manifest["facts"])
 
 
@@ -110,17 +117,27 @@ def prune(root: Path, keep: int) -> list[Path]:
 def _free_name(root: Path, step: int) -> Path:
     """A name nothing has yet: a step saved again must not remove its first checkpoint while `latest` still names it."""
     name = root / f"step_{step:06d}"
-    return name if not name.exists() else next(again for n in range(2, 1000) if not (again := root / f"{name.name}_{n}").exists())
+    return (
+        name
+        if not name.exists()
+        else next(again for n in range(2, 1000) if not (again := root / f"{name.name}_{n}").exists())
+    )
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text())
-        if not (isinstance(manifest["step"], int) and isinstance(manifest["facts"], dict) and isinstance(manifest["files"], dict)):
+        if not (
+            isinstance(manifest["step"], int)
+            and isinstance(manifest["facts"], dict)
+            and isinstance(manifest["files"], dict)
+        ):
             raise TypeError("'step', 'facts' or 'files' has the wrong type")
     except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {folder} lacks 'manifest.json'; it was never finished or has been damaged") from None
+        raise CheckpointError(
+            f"checkpoint {folder} lacks 'manifest.json'; it was never finished or has been damaged"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {folder}: 'manifest.json' is damaged ({error})") from None
     seal = manifest.pop("seal", None)

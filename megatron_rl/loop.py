@@ -10,7 +10,6 @@ from pathlib import Path
 
 from megatron_rl import checkpoint
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.memory import Memory
 from megatron_rl.buffer import GroupBuffer
 from megatron_rl.pipeline import Chain, Memories, slot_of
 from megatron_rl.ports import Actor, Context, Evaluator, Objective, Sampler, StepRecord, Telemetry, Update, WeightSync
@@ -86,6 +85,7 @@ def train(run: Run) -> None:
         with run.timer("publish"):
             version = run.weights.publish(step + 1)
         run.step = step + 1
+        _keep_offending(run, update)
         run.telemetry.step(_record(run, batch, update), batch)
         _evaluate(run, due=_is_due(run, run.schedule.evaluate_every))
         _save(run, due=_is_due(run, run.schedule.save_every))
@@ -101,8 +101,8 @@ def next_batch(run: Run, context: Context) -> Batch:
             return batch
         _collect_wave(run, context)
     raise RuntimeError(
-        f"step {context.step}: {run.schedule.max_waves} waves in a row did not fill a batch of {run.buffer.prompts} groups; "
-        "nearly every group is being filtered out: widen the filter, change the prompts, or raise `run.max_waves`"
+        f"step {context.step}: {run.schedule.max_waves} waves in a row did not fill a batch of {run.buffer.prompts} "
+        "groups; nearly every group is being filtered out: widen the filter, change the prompts, or raise `run.max_waves`"
     )
 
 
@@ -113,7 +113,9 @@ def resume(run: Run) -> bool:
         return False
     saved, memory = checkpoint.load(folder, run.actor)
     if not isinstance(memory, Mapping):
-        raise checkpoint.CheckpointError(f"checkpoint {folder}: its memory should be a mapping of slots, got {memory!r}")
+        raise checkpoint.CheckpointError(
+            f"checkpoint {folder}: its memory should be a mapping of slots, got {memory!r}"
+        )
     run.step, run.saved_step, run.memories = saved.step, saved.step, memory
     return True
 
@@ -147,5 +149,14 @@ def _save(run: Run, due: bool) -> None:
         run.saved_step = run.step
 
 
+def _keep_offending(run: Run, update: Update) -> None:
+    if update.offending is not None:
+        folder = run.folder / "offending"
+        folder.mkdir(parents=True, exist_ok=True)
+        update.offending.write_parquet(folder / f"step_{run.step:06d}.parquet")
+
+
 def _record(run: Run, batch: Batch, update: Update) -> StepRecord:
-    return StepRecord(step=run.step, seconds=dict(run.seconds), metrics={**batch.metrics, **update.metrics}, rollouts=len(batch))
+    return StepRecord(
+        step=run.step, seconds=dict(run.seconds), metrics={**batch.metrics, **update.metrics}, rollouts=len(batch)
+    )

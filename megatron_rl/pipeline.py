@@ -66,17 +66,23 @@ def slot_of(idea: object, name: str) -> str:
     return str(getattr(type(idea), "slot", name))
 
 
-def check_wiring(collect: Sequence[tuple[str, Stage]], learn: Sequence[tuple[str, Stage]], objective: tuple[str, Objective]) -> list[str]:
+def check_wiring(
+    collect: Sequence[tuple[str, Stage]], learn: Sequence[tuple[str, Stage]], objective: tuple[str, Objective]
+) -> list[str]:
     """One sentence for every column that is read before anything has written it; empty when the wiring is right."""
     problems: list[str] = []
     written: dict[str, Column] = {column.name: column for column in DRAWN}
     for part, stages in (("collect", collect), ("learn", learn)):
         for name, stage in stages:
-            problems += [_unwritten(f"stage '{name}'", column, written, part) for column in _missing(stage.reads, written)]
+            problems += [
+                _unwritten(f"stage '{name}'", column, written, part) for column in _missing(stage.reads, written)
+            ]
             written |= {column.name: column for column in stage.writes}
     provided = written | {column.name: column for column in PROVIDED}
     name, priced = objective
-    problems += [_unwritten(f"objective '{name}'", column, provided, "learn") for column in _missing(priced.reads, provided)]
+    problems += [
+        _unwritten(f"objective '{name}'", column, provided, "learn") for column in _missing(priced.reads, provided)
+    ]
     return problems
 
 
@@ -87,4 +93,5 @@ def _missing(reads: Iterable[Column], written: Mapping[str, Column]) -> list[Col
 def _unwritten(reader: str, column: Column, written: Mapping[str, Column], part: str) -> str:
     near = difflib.get_close_matches(column.name, written, n=1)
     hint = f" (written so far, and nearest: '{near[0]}')" if near else ""
-    return f"{reader} reads '{column.name}' ({column.meaning}), which nothing before it writes{hint}; add a stage that writes it to `{part}`."
+    unwritten = f"{reader} reads '{column.name}' ({column.meaning}), which nothing before it writes{hint}"
+    return f"{unwritten}; add a stage that writes it to `{part}`."

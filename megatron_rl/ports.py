@@ -1,7 +1,8 @@
 """The ports: what the loop and the ideas know of machines, and what the loop knows of ideas.
 
 Four seams for ideas: a `Sampler` chooses prompts, a `Stage` derives columns, an `Objective` prices tokens, a `Reward`
-scores answers. Four ports for machines: `RolloutEngine`, `Actor`, `WeightSync`, `Judge`. `Context` is all a stage may ask of the world.
+scores answers. Four ports for machines: `RolloutEngine`, `Actor`, `WeightSync`, `Judge`. `Context` is all a stage may
+ask of the world.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ class RolloutEngine(Protocol):
     """Writes rollouts. Requested = returned, row for row: a rollout that failed comes back with STATUS 'failed'."""
 
     def generate(self, batch: Batch) -> Batch:
-        """Writes TOKENS, SAMPLER_LOGPROBS, TOKEN_VERSIONS, FINISH, STATUS, ERROR, VERSION; honours SEED, PREFIX and BUDGET."""
+        """Writes TOKENS, SAMPLER_LOGPROBS, LOSS_MASK, TOKEN_VERSIONS, FINISH, STATUS, ERROR, VERSION and RESPONSE_TEXT.
+
+        Honours SEED, PREFIX and BUDGET.
+        """
 
     def score(self, batch: Batch) -> Ragged:
         """Log-probability of each response token under the sampling law of the loaded weights."""
@@ -99,10 +103,13 @@ class Context:
         """Fresh random numbers of this step. `count` tells repeated draws of one step apart and comes from memory."""
         return np.random.Generator(np.random.Philox(key=self.key(name, count)))
 
+    def lasting_rng(self, name: str, count: int) -> np.random.Generator:
+        """Random numbers that do not depend on the step: the order of an epoch, the seeds of a wave."""
+        return np.random.Generator(np.random.Philox(key=_bits_of(f"{self.seed}//{name}/{count}")))
+
     def key(self, name: str, count: int = 0) -> int:
         """128 bits that only this seed, step, name and count share; the key of counter-based noise."""
-        digest = hashlib.sha256(f"{self.seed}/{self.step}/{name}/{count}".encode()).digest()
-        return int.from_bytes(digest[:16], "big")
+        return _bits_of(f"{self.seed}/{self.step}/{name}/{count}")
 
     @property
     def engine(self) -> RolloutEngine:
@@ -122,8 +129,14 @@ class Context:
 
     def _machine(self, name: str) -> object:
         if name not in self.machines:
-            raise LookupError(f"this step has no {name}; a stage that needs it says so in `uses`, it has {sorted(self.machines)}")
+            raise LookupError(
+                f"this step has no {name}; a stage that needs it says so in `uses`, it has {sorted(self.machines)}"
+            )
         return self.machines[name]
+
+
+def _bits_of(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
 
 
 class Sampler(Protocol):
@@ -162,8 +175,8 @@ class Counts:
 class Tokens:
     """One micro-batch as an objective sees it: T response tokens of B whole rollouts, flat.
 
-    `logprobs_T` carries the gradient; `entropy_T` too, where the objective asks for it. `row_T` numbers the rollout of each token. Token columns
-    are T long and row columns B long, on the device, under the names in `reads`.
+    `logprobs_T` carries the gradient; `entropy_T` too, where the objective asks for it. `row_T` numbers the rollout of
+    each token. Token columns are T long and row columns B long, on the device, under the names in `reads`.
     """
 
     logprobs_T: Tensor
@@ -213,7 +226,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A reward's answer. `correct` is 0 or 1 and is what selection uses; `extracted` is None where nothing could be parsed."""
+    """A reward's answer. `correct`, 0 or 1, is what selection uses; `extracted` is None where nothing was parsed."""
 
     reward: float
     correct: int

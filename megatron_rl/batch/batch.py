@@ -24,8 +24,8 @@ class Batch:
     """An Arrow table whose columns are declared in `columns.py` or by the stage that writes them.
 
     batch[REWARD] is a tensor, batch[TOKENS] a `Ragged`, batch[SOURCE] a list of strings. Nothing changes in place:
-    `batch.with_columns({REWARD: reward_B})` is a new batch that shares every other column's memory. `metrics` are numbers
-    that stages say about the batch as a whole; they travel with it.
+    `batch.with_columns({REWARD: reward_B})` is a new batch that shares every other column's memory. `metrics` are
+    numbers that stages say about the batch as a whole; they travel with it.
     """
 
     __slots__ = ("table",)
@@ -49,8 +49,8 @@ class Batch:
             raise ValueError("Batch.concat needs at least one batch, got none")
         names = parts[0].table.column_names
         for part in parts[1:]:
-            if set(part.table.column_names) != set(names):
-                raise ValueError(f"cannot concat batches with other columns: only one side has {sorted(set(names) ^ set(part.table.column_names))}")
+            if differing := set(part.table.column_names) ^ set(names):
+                raise ValueError(f"cannot concat batches with other columns: only one side has {sorted(differing)}")
         merged = {name: value for part in parts for name, value in part.metrics.items()}
         table = pa.concat_tables([part.table.select(names).replace_schema_metadata(None) for part in parts])
         return cls(table).with_metrics(merged) if merged else cls(table)
@@ -130,7 +130,7 @@ class Batch:
 
     def group_index(self) -> Tensor:
         """`group_B`: dense group numbers 0..G-1 in order of first appearance."""
-        return self._index(GROUP)
+        return self.index(GROUP)
 
     def groups(self) -> list[Batch]:
         """One batch per group, in order of first appearance."""
@@ -150,7 +150,8 @@ class Batch:
         table = pq.read_table(path, memory_map=True)
         return cls(table)
 
-    def _index(self, column: Column) -> Tensor:
+    def index(self, column: Column) -> Tensor:
+        """Dense numbers 0.. of a column's distinct values, in order of first appearance."""
         codes = self._array(column).dictionary_encode().indices
         return torch.from_numpy(codes.to_numpy(zero_copy_only=False).astype(np.int64))
 
@@ -169,7 +170,9 @@ def _is_whole(table: pa.Table) -> bool:
 
 def _declared(name: str) -> Column:
     if name not in DICTIONARY:
-        raise KeyError(f"column '{name}' is not in the data dictionary; pass {{COLUMN: values}} for a column of your own")
+        raise KeyError(
+            f"column '{name}' is not in the data dictionary; pass {{COLUMN: values}} for a column of your own"
+        )
     return DICTIONARY[name]
 
 

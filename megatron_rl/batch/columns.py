@@ -1,7 +1,7 @@
 """The data dictionary: every column a batch may hold, with its type and meaning.
 
 A row column holds one value a rollout. A token column is ragged and holds one value a response token, stored at
-response length: `tokens[t]` is what the policy wrote and `sampler_logprobs[t]` is the log-probability of exactly that token.
+response length: `tokens[t]` is what the policy wrote, `sampler_logprobs[t]` the log-probability of exactly that token.
 
     prompt_id  group  tokens        sampler_logprobs     reward  advantage
     "arith-17"     0  [5, 9, 2]     [-.1, -.3, -.2]         1.0  [.5, .5, .5]
@@ -77,17 +77,25 @@ CORRECT = _declare("correct", FLAG, "1 if the answer is right; selection uses th
 VERDICT = _declare("verdict", STRING, "'right', 'wrong', 'unparsable', 'timeout' or 'crashed'")
 EXTRACTED = _declare("extracted", STRING, "the answer the reward found in the response")
 
-KEPT = _declare("kept", FLAG, "0 if a filter drops the rollout's group: seen by the sampler, never trained on", default=1)
+KEPT = _declare(
+    "kept", FLAG, "0 if a filter drops the rollout's group: seen by the sampler, never trained on", default=1
+)
 
 # What the learn chain derives.
-OLD_LOGPROBS = _declare("old_logprobs", TOKEN_FLOATS, "actor log-probabilities before the first optimizer step of the update")
+OLD_LOGPROBS = _declare(
+    "old_logprobs", TOKEN_FLOATS, "actor log-probabilities before the first optimizer step of the update"
+)
 REFERENCE_LOGPROBS = _declare("reference_logprobs", TOKEN_FLOATS, "log-probabilities under the frozen reference policy")
 VALUES = _declare("values", TOKEN_FLOATS, "the critic's value before each response token")
 RETURNS = _declare("returns", TOKEN_FLOATS, "what the critic regresses on")
 OPTIMAL_VALUE = _declare("optimal_value", FLOAT, "soft maximum of the reward under the reference policy (A*-PO)")
 BASELINE = _declare("baseline", FLOAT, "what is subtracted from the reward")
 SPREAD = _declare("spread", FLOAT, "what the centred reward is divided by", default=1.0)
-ADVANTAGE = _declare("advantage", TOKEN_FLOATS, "weight of each token's log-probability; constant over an outcome-scored response")
-LOSS_WEIGHT = _declare("loss_weight", FLOAT, "factor on every token loss of the rollout (importance of its prompt)", default=1.0)
+ADVANTAGE = _declare(
+    "advantage", TOKEN_FLOATS, "weight of each token's log-probability; constant over an outcome-scored response"
+)
+LOSS_WEIGHT = _declare(
+    "loss_weight", FLOAT, "factor on every token loss of the rollout (importance of its prompt)", default=1.0
+)
 
 DICTIONARY: dict[str, Column] = {column.name: column for column in _DICTIONARY}

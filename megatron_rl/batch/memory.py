@@ -1,4 +1,4 @@
-"""Memory: what outlives a step. Plain values and batches, written to a folder as JSON and Parquet and read back equal."""
+"""Memory: what outlives a step. Plain values and batches, written as JSON and Parquet and read back equal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeAlias, Union
 
 from megatron_rl.batch.batch import Batch
 
-Memory: TypeAlias = Union[None, bool, int, float, str, "list[Memory]", "Mapping[str, Memory]", Batch]
+Memory: TypeAlias = Union[bool, int, float, str, "list[Memory]", "Mapping[str, Memory]", Batch, None]
 _BATCH_MARK = "$batch"
 
 

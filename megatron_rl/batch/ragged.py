@@ -23,7 +23,9 @@ class Ragged(NamedTuple):
     @classmethod
     def of(cls, rows: Sequence[Sequence[float]], dtype: torch.dtype | None = None) -> Ragged:
         flat = [value for row in rows for value in row]
-        return cls.from_lengths(torch.tensor(flat, dtype=dtype), torch.tensor([len(row) for row in rows], dtype=torch.int64))
+        return cls.from_lengths(
+            torch.tensor(flat, dtype=dtype), torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        )
 
     @classmethod
     def from_lengths(cls, values: Tensor, length_B: Tensor) -> Ragged:
@@ -61,7 +63,9 @@ class Ragged(NamedTuple):
     def append(self, other: Ragged) -> Ragged:
         """Each row followed by the same row of `other`."""
         count = len(self.offsets) - 1
-        both = Ragged.from_lengths(torch.cat([self.values, other.values.to(self.values.dtype)]), torch.cat([self.length_B, other.length_B]))
+        both = Ragged.from_lengths(
+            torch.cat([self.values, other.values.to(self.values.dtype)]), torch.cat([self.length_B, other.length_B])
+        )
         interleaved = both.take(torch.arange(2 * count).view(2, count).T.flatten())
         return Ragged.from_lengths(interleaved.values, self.length_B + other.length_B)
 

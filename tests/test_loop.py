@@ -1,0 +1,174 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import ADVANTAGE, CORRECT, GROUP, PROMPT_ID, REWARD, VERSION
+from megatron_rl.buffer import GroupBuffer
+from megatron_rl.loop import Run, Schedule, resume, train
+from megatron_rl.pipeline import chain
+from megatron_rl.ports import Evaluation, Update
+from megatron_rl.samplers.uniform import Uniform
+from megatron_rl.stages.advantage import Advantage
+from megatron_rl.stages.generate import Generate
+from megatron_rl.stages.judge import Judge
+from megatron_rl.stages.leave_one_out_baseline import LeaveOneOutBaseline
+from tests.fakes.tabular import FirstAnswerIsRight, NumberedPrompts, Recorder, TabularActor, TabularEngine, TabularSync
+
+PROMPTS = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepMixed:
+    """Drops groups that agree and remembers how many it has dropped."""
+
+    reads = (CORRECT, GROUP)
+    writes = ()
+
+    def __call__(self, batch: Batch, memory, context):
+        group_B = batch.group_index()
+        right_G = torch.bincount(group_B, weights=batch[CORRECT].double())
+        mixed_G = (right_G > 0) & (right_G < torch.bincount(group_B))
+        dropped = (memory or {"dropped": 0})["dropped"] + int((~mixed_G).sum())
+        return batch.with_columns(kept=mixed_G[group_B].to(torch.uint8)), {"dropped": dropped}
+
+
+class MeanRight:
+    def __init__(self, actor: TabularActor) -> None:
+        self.actor = actor
+
+    def evaluate(self, step: int) -> Evaluation:
+        return Evaluation(step=step, metrics={"table/pass@1": float(self.actor._law()[:, 0].mean())})
+
+
+def make_run(folder: Path, steps: int, **changes) -> Run:
+    actor, engine = TabularActor(PROMPTS), TabularEngine(PROMPTS)
+    sampler = Uniform(prompts=3, samples=4, wave=4)
+    parts = {
+        "folder": folder,
+        "seed": 5,
+        "schedule": Schedule(steps=steps, save_every=3, evaluate_every=4),
+        "sampler": sampler,
+        "collect": chain([("generate", Generate()), ("judge", Judge()), ("keep_mixed", KeepMixed())]),
+        "learn": chain([("leave_one_out_baseline", LeaveOneOutBaseline()), ("advantage", Advantage())]),
+        "objective": None,
+        "buffer": GroupBuffer(prompts=sampler.prompts),
+        "actor": actor,
+        "weights": TabularSync(actor, engine),
+        "machines": {
+            "engine": engine,
+            "actor": actor,
+            "judge": FirstAnswerIsRight(),
+            "prompts": NumberedPrompts(PROMPTS),
+        },
+        "telemetry": Recorder(),
+        "evaluator": MeanRight(actor),
+    }
+    return Run(**(parts | changes))
+
+
+def same_training(run: Run, other: Run, steps: int) -> None:
+    np.testing.assert_array_equal(run.actor.logits, other.actor.logits)
+    np.testing.assert_array_equal(run.actor.momentum, other.actor.momentum)
+    assert run.memories == other.memories
+    for ours, theirs in zip(run.telemetry.batches[-steps:], other.telemetry.batches[-steps:], strict=True):
+        assert ours == theirs
+
+
+def test_training_raises_the_share_of_right_answers(tmp_path):
+    run = make_run(tmp_path, steps=12)
+    train(run)
+    shares = [evaluation.metrics["table/pass@1"] for evaluation in run.telemetry.evaluations]
+    assert [evaluation.step for evaluation in run.telemetry.evaluations] == [0, 4, 8, 12]
+    assert shares[-1] > shares[0] + 0.2
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_stop_save_and_resume_equals_never_having_stopped(tmp_path, stop):
+    straight = make_run(tmp_path / "straight", steps=8)
+    train(straight)
+    first = make_run(tmp_path / "broken", steps=stop)
+    train(first)
+    second = make_run(tmp_path / "broken", steps=8)
+    assert resume(second)
+    assert second.step == stop
+    train(second)
+    same_training(straight, second, steps=8 - stop)
+
+
+def test_a_run_without_a_checkpoint_starts_from_the_beginning(tmp_path):
+    run = make_run(tmp_path, steps=2)
+    assert not resume(run)
+    assert run.step == 0
+
+
+def test_a_request_to_stop_ends_after_the_step_in_hand_and_saves(tmp_path):
+    run = make_run(tmp_path, steps=8)
+
+    class StopsAtTwo(Recorder):
+        def step(self, record, batch):
+            super().step(record, batch)
+            run.stopping = "time is nearly up" if record.step == 2 else ""
+
+    run.telemetry = StopsAtTwo()
+    train(run)
+    again = make_run(tmp_path, steps=8)
+    assert resume(again)
+    assert again.step == 2
+
+
+def test_a_batch_is_whole_groups_of_the_policy_that_was_published(tmp_path):
+    run = make_run(tmp_path, steps=6)
+    train(run)
+    for batch in run.telemetry.batches:
+        assert torch.bincount(batch.group_index()).tolist() == [4, 4, 4]
+        assert all(len(set(group[PROMPT_ID])) == 1 for group in batch.groups())
+    assert int(run.telemetry.batches[0][VERSION].max()) == 0
+
+
+def test_rollouts_are_accounted_for(tmp_path):
+    run = make_run(tmp_path, steps=6)
+    train(run)
+    counts = run.memories["buffer"]
+    waiting = 0 if counts["waiting"] is None else len(counts["waiting"])
+    assert counts["pushed"] == counts["yielded"] + counts["filtered"] + counts["stale"] + waiting
+    assert counts["yielded"] == sum(len(batch) for batch in run.telemetry.batches)
+
+
+def test_advantages_are_the_rewards_above_the_other_rollouts(tmp_path):
+    run = make_run(tmp_path, steps=1)
+    train(run)
+    for group in run.telemetry.batches[0].groups():
+        reward_B = group[REWARD]
+        others_B = (reward_B.sum() - reward_B) / (len(reward_B) - 1)
+        torch.testing.assert_close(group[ADVANTAGE].values.double(), reward_B - others_B, atol=1e-6, rtol=0)
+
+
+def test_a_filter_that_drops_everything_ends_the_run_with_the_reason(tmp_path):
+    class NeverRight(FirstAnswerIsRight):
+        def judge(self, batch):
+            return super().judge(batch).with_columns(correct=[0] * len(batch))
+
+    run = make_run(tmp_path, steps=2, schedule=Schedule(steps=2, max_waves=5))
+    run.machines["judge"] = NeverRight()
+    with pytest.raises(RuntimeError, match="5 waves in a row did not fill a batch of 3 groups"):
+        train(run)
+
+
+def test_the_rows_of_a_skipped_step_are_written_out(tmp_path):
+    class NeverFinite(TabularActor):
+        def update(self, batch, objective):
+            return Update(metrics={}, steps=0, skipped=1, offending=batch.take(torch.tensor([0])))
+
+    run = make_run(tmp_path, steps=2, actor=NeverFinite(PROMPTS))
+    train(run)
+    assert len(Batch.read_parquet(tmp_path / "offending" / "step_000001.parquet")) == 1
+
+
+def test_phases_are_timed(tmp_path):
+    run = make_run(tmp_path, steps=1)
+    train(run)
+    assert {"collect", "learn", "update", "publish"} <= run.telemetry.records[0].seconds.keys()

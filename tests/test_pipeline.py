@@ -1,0 +1,71 @@
+import pyarrow as pa
+import pytest
+
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import ADVANTAGE, BASELINE, LOSS_WEIGHT, OLD_LOGPROBS, PROMPT_ID, REWARD, TOKENS, Column
+from megatron_rl.pipeline import DRAWN, chain, check_wiring
+from megatron_rl.ports import Context
+
+CONTEXT = Context(step=0, version=0, seed=0)
+TALLY = Column(name="tally", type=pa.int64(), meaning="how often the stage has run")
+
+
+class Tally:
+    reads = (PROMPT_ID,)
+    writes = (TALLY,)
+
+    def __call__(self, batch, memory, context):
+        count = (memory or 0) + 1
+        return batch.with_columns({TALLY: [count] * len(batch)}), count
+
+
+class SharedTally(Tally):
+    slot = "tallies"
+
+
+class Reads:
+    def __init__(self, *columns, writes=()):
+        self.reads, self.writes = columns, writes
+
+
+def test_memory_goes_in_and_comes_out_by_slot():
+    batch = Batch.of({PROMPT_ID: ["a"]})
+    steps = chain([("first", Tally()), ("second", Tally())])
+    _, memories = steps(batch, {"first": 4}, CONTEXT)
+    assert memories == {"first": 5, "second": 1}
+
+
+def test_stages_that_name_one_slot_share_it():
+    batch, memories = chain([("a", SharedTally()), ("b", SharedTally())])(Batch.of({PROMPT_ID: ["a"]}), {}, CONTEXT)
+    assert memories == {"tallies": 2}
+    assert batch[TALLY].tolist() == [2]
+
+
+def test_a_chain_leaves_other_slots_and_its_input_alone():
+    before = {"other": 1}
+    _, after = chain([("tally", Tally())])(Batch.of({PROMPT_ID: ["a"]}), before, CONTEXT)
+    assert before == {"other": 1}
+    assert after == {"other": 1, "tally": 1}
+
+
+def test_right_wiring_has_no_problems():
+    collect = [("generate", Reads(*DRAWN, writes=(TOKENS,))), ("judge", Reads(TOKENS, writes=(REWARD,)))]
+    learn = [("baseline", Reads(REWARD, writes=(BASELINE,))), ("advantage", Reads(BASELINE, writes=(ADVANTAGE,)))]
+    assert check_wiring(collect, learn, ("clipped", Reads(ADVANTAGE, OLD_LOGPROBS, LOSS_WEIGHT))) == []
+
+
+def test_a_column_read_before_it_is_written_is_named_with_its_reader():
+    learn = [("advantage", Reads(BASELINE, writes=(ADVANTAGE,))), ("late", Reads(writes=(BASELINE,)))]
+    (problem,) = check_wiring([], learn, ("clipped", Reads(ADVANTAGE)))
+    assert "stage 'advantage' reads 'baseline'" in problem
+    assert "add a stage that writes it to `learn`" in problem
+
+
+def test_every_unwritten_column_is_reported_at_once():
+    assert len(check_wiring([], [("a", Reads(BASELINE)), ("b", Reads(REWARD))], ("clipped", Reads(ADVANTAGE)))) == 3
+
+
+@pytest.mark.parametrize("reader", ["stage", "objective"])
+def test_a_column_with_a_default_may_be_read_unwritten(reader):
+    learn = [("x", Reads(LOSS_WEIGHT))] if reader == "stage" else []
+    assert check_wiring([], learn, ("clipped", Reads(LOSS_WEIGHT))) == []
