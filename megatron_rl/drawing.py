@@ -54,10 +54,10 @@ def rollout_seeds(context: Context, group_B: np.ndarray, slot_B: np.ndarray) -> 
             0x9E3779B97F4A7C15
         )
         mixed = _finalise(_finalise(bits) + slot_B.astype(np.uint64) * np.uint64(0xD1B54A32D192ED03))
-    return (mixed >> np.uint64(1)).astype(np.int64)
+    return np.asarray(mixed >> np.uint64(1), dtype=np.int64)
 
 
 def _finalise(bits: np.ndarray) -> np.ndarray:
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    return np.asarray(bits ^ (bits >> np.uint64(31)))

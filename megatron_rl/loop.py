@@ -102,7 +102,7 @@ def next_batch(run: Run, context: Context) -> Batch:
         _collect_wave(run, context)
     raise RuntimeError(
         f"step {context.step}: {run.schedule.max_waves} waves in a row did not fill a batch of {run.buffer.prompts} "
-        "groups; nearly every group is being filtered out: widen the filter, change the prompts, or raise `run.max_waves`"
+        "groups; nearly all are being filtered out: widen the filter, change the prompts, or raise `run.max_waves`"
     )
 
 

@@ -124,12 +124,15 @@ from megatron_rl.checkpoint import latest, save, verify
 from tests.test_checkpoint import MEMORY, FileActor
 
 root, draw, saves = Path(sys.argv[1]), random.Random(0), []
+started = time.perf_counter()
+save(root, 0, FileActor(files=4, size=1 << 16), MEMORY, {})
+one_save_s = time.perf_counter() - started
 for kill in range(50):
     child = os.fork()
     if child == 0:
-        for step in range(kill * 10**4, 10**6):
+        for step in range(1 + kill * 10**4, 10**6):
             save(root, step, FileActor(files=4, size=1 << 16), MEMORY, {})
-    time.sleep(draw.uniform(0.0, 0.06))
+    time.sleep(draw.uniform(0.0, 4 * one_save_s))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     folder = latest(root)

@@ -140,7 +140,7 @@ class Batch:
         """The row numbers of each group, in order of first appearance."""
         group_B = self.group_index()
         order_B = torch.argsort(group_B, stable=True)
-        return list(order_B.split(torch.bincount(group_B).tolist())) if len(self) else []
+        return list(torch.split(order_B, torch.bincount(group_B).tolist())) if len(self) else []
 
     def write_parquet(self, path: Path) -> None:
         pq.write_table(self.table, path)

@@ -29,7 +29,7 @@ class Column:
 
     @property
     def is_ragged(self) -> bool:
-        return pa.types.is_large_list(self.type)
+        return bool(pa.types.is_large_list(self.type))
 
 
 _DICTIONARY: list[Column] = []

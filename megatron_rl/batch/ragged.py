@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.utils.dlpack
 from torch import Tensor
 
 
@@ -44,7 +45,7 @@ class Ragged(NamedTuple):
         return self.values[int(self.offsets[index]) : int(self.offsets[index + 1])]
 
     def rows(self) -> list[Tensor]:
-        return list(self.values.split(self.length_B.tolist()))
+        return list(torch.split(self.values, self.length_B.tolist()))
 
     def take(self, index_B: Tensor) -> Ragged:
         """Rows in the given order."""
@@ -72,7 +73,7 @@ class Ragged(NamedTuple):
 
 def view_tensor(array: pa.Array) -> Tensor:
     """The numbers of an Arrow array as a tensor on the same memory. Arrow is immutable: nobody writes into a view."""
-    return torch.from_dlpack(array)
+    return torch.utils.dlpack.from_dlpack(array)
 
 
 def view_ragged(array: pa.LargeListArray) -> Ragged:
