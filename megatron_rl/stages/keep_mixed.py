@@ -16,7 +16,7 @@ from megatron_rl.ports import Context
 class KeepMixed:
     """Writes `kept`: 0 for the groups whose rollouts are all right or all wrong. A group of one stays.
 
-    The buffer then waits for further waves until a batch is full. `correct` decides, since a shaped reward mixes every group.
+    The buffer then waits for further waves until a batch is full. `correct` decides, since shaping mixes every group.
     """
 
     reads = (CORRECT, GROUP, KEPT)

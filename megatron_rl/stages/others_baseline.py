@@ -12,7 +12,7 @@ from megatron_rl.ports import Context
 
 @dataclass(frozen=True, kw_only=True)
 class OthersBaseline:
-    """Writes `baseline`: the mean, over the other prompts of the batch, of their mean reward. Zero for a lone prompt."""
+    """Writes `baseline`: the mean over the other prompts of the batch of their mean reward; zero for a lone prompt."""
 
     reads = (REWARD, PROMPT_ID)
     writes = (BASELINE,)
