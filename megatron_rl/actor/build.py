@@ -1,7 +1,6 @@
 """The model of a Hugging Face config.json, as the chunks of it that this rank holds."""
 
 from dataclasses import dataclass
-from math import lcm
 
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.pipeline_parallel.utils import (
@@ -21,6 +20,7 @@ from megatron_rl.actor.precision import Precision, check_hardware
 from megatron_rl.actor.recompute import Recompute
 from megatron_rl.actor.rope import frequencies
 from megatron_rl.actor.transformer_config import transformer_config
+from megatron_rl.reshard.megatron import megatron_vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def build(
     fit.check(architecture, parallel)
     check_hardware(precision)
     config = transformer_config(architecture, parallel, precision, recompute or Recompute())
-    padded = padded_vocabulary(architecture, parallel)
+    padded = megatron_vocabulary(architecture.vocabulary, parallel.tp)
     stages = range(parallel.vpp) if parallel.vpp > 1 else (None,)
     chunks = tuple(_chunk(kind, architecture, config, padded, stage) for stage in stages)
     return Model(
@@ -63,12 +63,6 @@ def build(
         precision=precision,
         padded_vocabulary=padded,
     )
-
-
-def padded_vocabulary(architecture: Architecture, parallel: Parallel) -> int:
-    """Rows of the embedding: the vocabulary rounded up so that it divides over any `tp` that divides 16, or over this one."""
-    multiple = lcm(16, parallel.tp)
-    return -(-architecture.vocabulary // multiple) * multiple
 
 
 def _chunk(
