@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import EPOCH, GROUP, PHASE, SEED, SLOT
+from megatron_rl.batch.columns import EPOCH, GROUP, PHASE, PROMPT_ID, SEED, SLOT
 from megatron_rl.ports import Context
 
 
@@ -45,6 +45,18 @@ def requests(
             SEED: rollout_seeds(context, groups, slots),
         }
     )
+
+
+Key = tuple[str, int, int]
+"""Prompt, slot, and which of the prompt's groups in the wave."""
+
+
+def rollout_keys(batch: Batch) -> list[Key]:
+    """What tells a prompt's rollouts apart from epoch to epoch; no two rows of a wave share one."""
+    groups_of: dict[str, dict[int, int]] = {}
+    identity = zip(batch.strings(PROMPT_ID), batch.numbers(SLOT).tolist(), batch.numbers(GROUP).tolist(), strict=True)
+    numbered = ((prompt, slot, group, groups_of.setdefault(prompt, {})) for prompt, slot, group in identity)
+    return [(prompt, slot, groups.setdefault(group, len(groups))) for prompt, slot, group, groups in numbered]
 
 
 def rollout_seeds(context: Context, group_B: np.ndarray, slot_B: np.ndarray) -> np.ndarray:

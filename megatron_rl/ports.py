@@ -20,6 +20,7 @@ from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import Column
 from megatron_rl.batch.memory import Memory
 from megatron_rl.batch.ragged import Ragged
+from megatron_rl.ops.logprobs import Sampling
 
 Policy = Literal["current", "reference"]
 Need = Literal["engine", "actor", "judge", "prompts"]
@@ -36,6 +37,14 @@ class Prompts(Protocol):
 @runtime_checkable
 class RolloutEngine(Protocol):
     """Writes rollouts. Requested = returned, row for row: a rollout that failed comes back with STATUS 'failed'."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """The law tokens are drawn from."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Response tokens a request may have where it brings no BUDGET."""
 
     def generate(self, batch: Batch) -> Batch:
         """Writes TOKENS, SAMPLER_LOGPROBS, LOSS_MASK, TOKEN_VERSIONS, FINISH, STATUS, ERROR, VERSION and RESPONSE_TEXT.

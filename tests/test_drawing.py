@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 
 from megatron_rl.batch.columns import EPOCH, GROUP, PROMPT_ID, SEED, SLOT
-from megatron_rl.drawing import epoch_order, requests, rollout_seeds, stream
+from megatron_rl.drawing import epoch_order, requests, rollout_keys, rollout_seeds, stream
 from megatron_rl.ports import Context
 from tests.fakes.tabular import NumberedPrompts
 
@@ -40,6 +40,12 @@ def test_seeds_belong_to_group_and_slot_however_the_wave_is_cut():
     together = requests(context(), [(0, 3), (0, 1)], samples=3, first_group=10)
     apart = requests(context(step=4), [(0, 1)], samples=3, first_group=11)
     assert together[SEED].tolist()[3:] == apart[SEED].tolist()
+
+
+def test_keys_tell_two_groups_of_one_prompt_apart():
+    batch = requests(context(), [(0, 3), (0, 1), (0, 3)], samples=2, first_group=0)
+    keys = rollout_keys(batch)
+    assert keys == [("p3", 0, 0), ("p3", 1, 0), ("p1", 0, 0), ("p1", 1, 0), ("p3", 0, 1), ("p3", 1, 1)]
 
 
 def test_seeds_do_not_collide():

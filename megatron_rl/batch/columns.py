@@ -57,6 +57,7 @@ PHASE = _declare("phase", STRING, "why the rollout was asked for: 'train', 'scre
 SEED = _declare("seed", INT, "seed of this rollout's sampling noise")
 PREFIX = _declare("prefix", TOKEN_IDS, "response tokens given to the engine, which continues after them")
 PREFIX_LOGPROBS = _declare("prefix_logprobs", TOKEN_FLOATS, "log-probabilities that came with the prefix")
+PREFIX_FINISH = _declare("prefix_finish", STRING, "finish reason where the prefix is the whole response, else empty")
 BUDGET = _declare("budget", INT, "most response tokens this rollout may have, its prefix included")
 
 # The rollout, as the engine returns it.

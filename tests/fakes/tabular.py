@@ -27,6 +27,7 @@ from megatron_rl.batch.columns import (
     TOKENS,
 )
 from megatron_rl.batch.ragged import Ragged
+from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ports import Evaluation, Objective, Policy, StepRecord, Update
 
 ARMS = 3
@@ -90,6 +91,9 @@ class TabularActor:
 
 class TabularEngine:
     """Answers with one token drawn from its copy of the table."""
+
+    sampling = Sampling()
+    max_tokens = 1
 
     def __init__(self, prompts: int) -> None:
         self.law = np.full((prompts, ARMS), 1 / ARMS)

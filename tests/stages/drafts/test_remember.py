@@ -1,0 +1,42 @@
+import pytest
+
+from megatron_rl.batch.columns import EPOCH, PROMPT_ID, STATUS, TOKENS
+from megatron_rl.ports import Context
+from megatron_rl.stages.drafts.remember import Remember
+from tests.fakes.chain_engine import MarkovEngine, random_law
+from tests.stages.drafts.test_reuse import wave
+
+
+def test_a_wave_replaces_the_drafts_of_its_prompts():
+    engine = MarkovEngine(random_law(0))
+    _, memory = wave(engine, None, 0)
+    engine.law_VV = random_law(7)
+    second, memory = wave(engine, memory, 1)
+    assert len(memory["cache"]) == 12
+    assert memory["cache"][TOKENS].values.tolist() == second[TOKENS].values.tolist()
+    assert memory["waves"] == 2
+
+
+def test_prompts_not_drawn_keep_their_drafts_until_they_are_too_old():
+    engine = MarkovEngine(random_law(0))
+    _, memory = wave(engine, None, 0)
+    _, memory = wave(engine, memory, 2, prompts=2)
+    assert sorted(set(memory["cache"][PROMPT_ID])) == ["p0", "p1", "p2", "p3"]
+    _, memory = wave(engine, memory, 3, prompts=2)
+    assert sorted(set(memory["cache"][PROMPT_ID])) == ["p0", "p1"]
+    assert set(memory["cache"][EPOCH].tolist()) == {3}
+
+
+def test_failed_rollouts_are_no_drafts():
+    engine = MarkovEngine(random_law(0))
+    batch, memory = wave(engine, None, 0)
+    failed = batch.with_columns({STATUS: ["failed"] + ["ok"] * 11})
+    context = Context(step=0, version=0, seed=1, machines={"actor": engine})
+    _, memory = Remember()(failed, memory, context)
+    assert len(memory["cache"]) == 11
+
+
+def test_without_reuse_before_it_it_says_so():
+    batch, _ = wave(MarkovEngine(random_law(0)), None, 0)
+    with pytest.raises(TypeError, match=r"drafts\.reuse before it"):
+        Remember()(batch, None, Context(step=0, version=0, seed=0))
