@@ -111,7 +111,9 @@ class RankPool:
             if not ready and any(answer.failure for answer in answers.values()):
                 return answers
             if not ready:
-                raise RankFailure(f"ranks {waiting} of {world} gave no answer in {timeout_s} s:\n{self.stacks(waiting)}")
+                raise RankFailure(
+                    f"ranks {waiting} of {world} gave no answer in {timeout_s} s:\n{self.stacks(waiting)}"
+                )
             for rank in waiting:
                 if self.connections[rank] in ready:
                     answers[rank] = self.receive(rank, world)

@@ -8,6 +8,7 @@ from pkgutil import iter_modules
 from typing import Protocol
 
 from megatron_rl.actor import models
+from megatron_rl.reshard.layout import ModelShape
 from megatron_rl.spec.schema import SpecError
 
 HfConfig = Mapping[str, object]
@@ -25,36 +26,26 @@ class Rope:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experts:
-    """The mixture that takes the place of each layer's MLP."""
+class Routing:
+    """How a token finds its experts."""
 
-    count: int
     chosen: int
     """Experts per token."""
-    ffn: int
     normalise: bool
     """Whether the chosen experts' weights are renormalised to one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Architecture(family="qwen3", layers=36, hidden=4096, heads=32, kv_heads=8, head_dim=128, ffn=12288, ...)."""
+    """What is computed, on top of the sizes: Architecture(shape=ModelShape(family="qwen3", ...), context=40960, ...)."""
 
-    family: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    vocabulary: int
+    shape: ModelShape
     context: int
-    tied: bool
     norm_eps: float
     rope: Rope
     qkv_bias: bool = False
     qk_norm: bool = False
-    experts: Experts | None = None
+    routing: Routing | None = None
 
 
 class Family(Protocol):
@@ -78,19 +69,10 @@ def describe(config: HfConfig) -> Architecture:
 
 def dense(config: HfConfig, *, qkv_bias: bool = False, qk_norm: bool = False) -> Architecture:
     """What the Llama-like families write under the same keys."""
-    heads, hidden = whole(config, "num_attention_heads"), whole(config, "hidden_size")
     refuse(config, "hidden_act", {"silu"})
     return Architecture(
-        family=text(config, "model_type"),
-        layers=whole(config, "num_hidden_layers"),
-        hidden=hidden,
-        heads=heads,
-        kv_heads=whole(config, "num_key_value_heads", heads),
-        head_dim=whole(config, "head_dim", hidden // heads),
-        ffn=whole(config, "intermediate_size"),
-        vocabulary=whole(config, "vocab_size"),
+        shape=ModelShape.of(config),
         context=whole(config, "max_position_embeddings"),
-        tied=bool(config.get("tie_word_embeddings") or False),
         norm_eps=real(config, "rms_norm_eps", 1e-6),
         rope=_rope(config),
         qkv_bias=qkv_bias,

@@ -33,6 +33,8 @@ class Model:
     parallel: Parallel
     precision: Precision
     padded_vocabulary: int
+    head: bool = True
+    """Whether the last chunk ends in the vocabulary; a critic's ends in a value."""
 
     @property
     def token_multiple(self) -> int:
@@ -46,13 +48,14 @@ def build(
     precision: Precision,
     recompute: Recompute | None = None,
     kind: type[GPTModel] = GPTModel,
+    head: bool = True,
 ) -> Model:
     """Chunks with random weights on this rank's device; the ranks must have been `cut` the same way before."""
     architecture = describe(hf_config)
     fit.check(architecture, parallel)
     check_hardware(precision)
     config = transformer_config(architecture, parallel, precision, recompute or Recompute())
-    padded = megatron_vocabulary(architecture.vocabulary, parallel.tp)
+    padded = megatron_vocabulary(architecture.shape.vocabulary, parallel.tp)
     stages = range(parallel.vpp) if parallel.vpp > 1 else (None,)
     chunks = tuple(_chunk(kind, architecture, config, padded, stage) for stage in stages)
     return Model(
@@ -62,6 +65,7 @@ def build(
         parallel=parallel,
         precision=precision,
         padded_vocabulary=padded,
+        head=head,
     )
 
 
@@ -77,7 +81,7 @@ def _chunk(
         max_sequence_length=architecture.context,
         pre_process=is_vp_first_stage(stage, stages) and is_pp_first_stage(ranks.pp),
         post_process=is_vp_last_stage(stage, stages) and is_pp_last_stage(ranks.pp),
-        share_embeddings_and_output_weights=architecture.tied,
+        share_embeddings_and_output_weights=architecture.shape.tied,
         position_embedding_type="rope",
         rotary_base=architecture.rope.theta,
         vp_stage=stage,

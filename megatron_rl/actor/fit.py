@@ -8,14 +8,15 @@ from megatron_rl.reshard.layout import LayoutError
 
 def check(architecture: Architecture, parallel: Parallel) -> None:
     """LayoutError unless this architecture can be cut this way."""
-    tp, heads, kv_heads = parallel.tp, architecture.heads, architecture.kv_heads
-    parallel.chunk_layers(architecture.layers)
-    for name, size in (("attention heads", heads), ("MLP columns", architecture.ffn)):
+    shape, tp = architecture.shape, parallel.tp
+    heads, kv_heads = shape.heads, shape.kv_heads
+    parallel.chunk_layers(shape.layers)
+    for name, size in (("attention heads", heads), ("MLP columns", shape.ffn)):
         if size % tp:
             raise LayoutError(f"{size} {name} do not divide over parallel.tp = {tp}.")
     if kv_heads % tp and tp % kv_heads:
         raise LayoutError(f"{kv_heads} key-value heads are neither a multiple nor a divisor of parallel.tp = {tp}.")
-    if (heads + 2 * kv_heads) * architecture.head_dim % tp:
+    if (heads + 2 * kv_heads) * shape.head_dim % tp:
         raise LayoutError(
             f"The {heads + 2 * kv_heads} rows of heads of query, key and value do not divide over tp = {tp}."
         )
@@ -24,5 +25,5 @@ def check(architecture: Architecture, parallel: Parallel) -> None:
             f"parallel.cp is {parallel.cp}, but attention across ranks comes from Transformer Engine on a GPU, "
             "which is not here; set cp to 1."
         )
-    if parallel.ep > 1 and architecture.experts is None:
-        raise LayoutError(f"parallel.ep is {parallel.ep}, but {architecture.family} has no experts; set ep to 1.")
+    if parallel.ep > 1 and not shape.experts:
+        raise LayoutError(f"parallel.ep is {parallel.ep}, but {shape.family} has no experts; set ep to 1.")

@@ -44,17 +44,7 @@ def cut(parallel: Parallel, seed: int = 0, timeout_s: float = 1800.0) -> Coordin
     return parallel.coordinates(dist.get_rank())
 
 
-def uncut() -> None:
-    """Undoes `cut`: the ranks stay joined and can be divided another way."""
-    groups = [group for group in parallel_state._global_process_group_list or () if group is not None]  # noqa: SLF001
-    parallel_state.destroy_model_parallel()
-    parallel_state._global_process_group_list = None  # noqa: SLF001
-    for group in groups:
-        dist.destroy_process_group(group)
-
-
 def leave() -> None:
-    """Undoes `join`, and `cut` where it was done."""
-    if parallel_state.is_initialized():
-        uncut()
+    """Undoes `cut` and `join`: the process may join again, and be cut another way."""
+    parallel_state.destroy_model_parallel()
     dist.destroy_process_group()

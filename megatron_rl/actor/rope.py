@@ -27,7 +27,8 @@ def frequencies(architecture: Architecture) -> Frequencies:
         raise SpecError(
             f"config.json has RoPE scaling {rope.scaling!r}, but the actor knows {', '.join(sorted(_RULES))}."
         )
-    exponent_R = torch.arange(0, architecture.head_dim, 2, dtype=torch.float32) / architecture.head_dim
+    head_dim = architecture.shape.head_dim
+    exponent_R = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     parameters = {"original_max_position_embeddings": architecture.context, **dict(rope.parameters)}
     return rule(1.0 / rope.theta**exponent_R, rope, parameters)
 

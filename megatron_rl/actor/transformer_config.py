@@ -22,7 +22,7 @@ def transformer_config(
         **_cut(architecture, parallel, precision),
         **_precision(precision),
         **_recompute(recompute),
-        **_fusions(architecture),
+        **_fusions(),
     )
 
 
@@ -32,14 +32,14 @@ def compute_dtype(precision: Precision) -> torch.dtype:
 
 
 def _shape(architecture: Architecture) -> dict[str, Any]:
-    magnitude = frequencies(architecture).magnitude
+    shape, magnitude = architecture.shape, frequencies(architecture).magnitude
     return {
-        "num_layers": architecture.layers,
-        "hidden_size": architecture.hidden,
-        "num_attention_heads": architecture.heads,
-        "num_query_groups": architecture.kv_heads,
-        "kv_channels": architecture.head_dim,
-        "ffn_hidden_size": architecture.ffn,
+        "num_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "num_attention_heads": shape.heads,
+        "num_query_groups": shape.kv_heads,
+        "kv_channels": shape.head_dim,
+        "ffn_hidden_size": shape.ffn,
         "normalization": "RMSNorm",
         "layernorm_epsilon": architecture.norm_eps,
         "qk_layernorm": architecture.qk_norm,
@@ -50,23 +50,23 @@ def _shape(architecture: Architecture) -> dict[str, Any]:
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         # Queries and keys that are each rotated `magnitude` times larger give scores that are its square larger.
-        "softmax_scale": None if magnitude == 1.0 else magnitude**2 * architecture.head_dim**-0.5,
+        "softmax_scale": None if magnitude == 1.0 else magnitude**2 * shape.head_dim**-0.5,
         **_experts(architecture),
     }
 
 
 def _experts(architecture: Architecture) -> dict[str, Any]:
-    experts = architecture.experts
-    if experts is None:
+    shape, routing = architecture.shape, architecture.routing
+    if routing is None:
         return {}
     return {
-        "num_moe_experts": experts.count,
-        "moe_ffn_hidden_size": experts.ffn,
-        "moe_router_topk": experts.chosen,
-        "moe_router_pre_softmax": not experts.normalise,
+        "num_moe_experts": shape.experts,
+        "moe_ffn_hidden_size": shape.expert_ffn,
+        "moe_layer_freq": [int(shape.is_sparse(layer)) for layer in range(shape.layers)],
+        "moe_router_topk": routing.chosen,
+        "moe_router_pre_softmax": not routing.normalise,
         "moe_router_load_balancing_type": "none",
         "moe_router_dtype": "fp32",
-        "moe_token_dispatcher_type": "alltoall",
         "moe_grouped_gemm": has_transformer_engine(),
     }
 
@@ -83,6 +83,8 @@ def _cut(architecture: Architecture, parallel: Parallel, precision: Precision) -
         "pipeline_dtype": compute_dtype(precision),
         # Micro-batches are packed to a token budget, so each has its own length.
         "variable_seq_lengths": parallel.pp > 1,
+        # Megatron checks this against the line above even where there are no experts.
+        "moe_token_dispatcher_type": "alltoall",
         "deallocate_pipeline_outputs": True,
     }
 
@@ -91,7 +93,7 @@ def _stages(architecture: Architecture, parallel: Parallel) -> list[list[str]] |
     """Megatron's list of what each chunk holds, for cuts that are not even."""
     if not parallel.stage_layers:
         return None
-    chunks = [["decoder"] * layers for layers in parallel.chunk_layers(architecture.layers)]
+    chunks = [["decoder"] * layers for layers in parallel.chunk_layers(architecture.shape.layers)]
     chunks[0].insert(0, "embedding")
     chunks[-1].append("loss")
     return chunks
@@ -126,7 +128,7 @@ def _recompute(recompute: Recompute) -> dict[str, Any]:
     }
 
 
-def _fusions(architecture: Architecture) -> dict[str, Any]:
+def _fusions() -> dict[str, Any]:
     """Kernels that exist for GPUs only: on a CPU each would be compiled or refused."""
     gpu = torch.cuda.is_available()
     return {

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -13,6 +14,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+transformers.utils.logging.disable_progress_bar()
 
 FAMILIES = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
@@ -35,7 +38,7 @@ TINY = {
 """A vocabulary that no padding divides, heads that are grouped, layers for two pipeline stages."""
 
 
-def tiny_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:  # noqa: ANN401
+def tiny_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A model in float32 whose every parameter, biases and norms too, is random, so that none can be forgotten unseen."""
     config_class, model_class = FAMILIES[family]
     extra = {"head_dim": 32} if family == "qwen3" else {}
@@ -48,7 +51,7 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:  
     return model
 
 
-def tiny_folder(folder: Path, family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:  # noqa: ANN401
+def tiny_folder(folder: Path, family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
     """The folder, now holding config.json and safetensors of a tiny model."""
     tiny_model(family, seed, **changes).to(dtype).save_pretrained(folder)
     return folder

@@ -7,7 +7,7 @@ from tests.fakes.tiny_models import tiny_model
 
 def test_heads_are_normalised_and_sized_on_their_own():
     architecture = describe(tiny_model("qwen3").config.to_dict())
-    assert (architecture.qkv_bias, architecture.qk_norm, architecture.head_dim) == (False, True, 32)
+    assert (architecture.qkv_bias, architecture.qk_norm, architecture.shape.head_dim) == (False, True, 32)
 
 
 def test_a_switch_the_family_file_does_not_compute_is_refused():

@@ -1,0 +1,153 @@
+"""A Hugging Face folder of safetensors: read box by box, written shard by shard, never whole in memory."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megatron_rl.reshard.layout import Box
+from megatron_rl.spec.schema import SpecError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class Reader:
+    """The tensors of a folder by name; files are opened when first read and mapped, not loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[Path, Any] = {}
+        self._file_of = _files_by_tensor(folder)
+
+    def read(self, name: str, shape: tuple[int, ...], box: Box) -> Tensor:
+        """This box of a tensor; SpecError where the folder lacks the tensor or has it in another shape."""
+        if name not in self._file_of:
+            raise SpecError(f"{self.folder} has no tensor {name!r}, which its config.json asks for.")
+        file = self._file_of[name]
+        if file not in self._files:
+            self._files[file] = safe_open(file, framework="pt")
+        stored = self._files[file].get_slice(name)
+        if tuple(stored.get_shape()) != shape:
+            raise SpecError(
+                f"{file} has {name!r} as {tuple(stored.get_shape())}, but its config.json asks for {shape}."
+            )
+        tensor: Tensor = stored[tuple(slice(start, stop) for start, stop in box)]
+        return tensor
+
+
+class Shard(NamedTuple):
+    """One file to write: Shard(file="model-00001-of-00003.safetensors", names=("model.embed_tokens.weight", ...))."""
+
+    file: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a folder will hold: the shape of every tensor in order, and their type."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: torch.dtype
+
+    def bytes(self, name: str) -> int:
+        """Size of one tensor."""
+        return torch.Size(self.shapes[name]).numel() * self.dtype.itemsize
+
+    def shards(self, shard_bytes: int) -> tuple[Shard, ...]:
+        """The files, each at most `shard_bytes` unless one tensor alone is larger."""
+        groups: list[list[str]] = [[]]
+        for name in self.shapes:
+            if groups[-1] and sum(map(self.bytes, (*groups[-1], name))) > shard_bytes:
+                groups.append([])
+            groups[-1].append(name)
+        if len(groups) == 1:
+            return (Shard(SINGLE, tuple(groups[0])),)
+        total = len(groups)
+        return tuple(
+            Shard(f"model-{number:05}-of-{total:05}.safetensors", tuple(names))
+            for number, names in enumerate(groups, start=1)
+        )
+
+    def index(self, shards: Sequence[Shard]) -> dict[str, object]:
+        """The map from tensor to file that accompanies more than one shard."""
+        size = sum(map(self.bytes, self.shapes))
+        return {
+            "metadata": {"total_size": size},
+            "weight_map": {name: shard.file for shard in shards for name in shard.names},
+        }
+
+
+def write_shard(folder: Path, shard: Shard, tensors: Mapping[str, Tensor]) -> None:
+    """One file, on disk when this returns."""
+    path = folder / shard.file
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    _sync(path)
+
+
+def write_index(folder: Path, contents: Contents, shards: Sequence[Shard]) -> None:
+    """The index, where there is more than one shard."""
+    if len(shards) > 1:
+        path = folder / INDEX
+        path.write_text(json.dumps(contents.index(shards), indent=2) + "\n")
+        _sync(path)
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """config.json, tokenizer and whatever else of the source folder is not weights."""
+    for path in sorted(source.iterdir()):
+        if path.is_file() and not path.name.startswith("model") and path.suffix not in (".safetensors", ".bin", ".pt"):
+            shutil.copyfile(path, target / path.name)
+            _sync(target / path.name)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder beside the given one that takes its place, whole, when the block ends well, and vanishes otherwise."""
+    aside, old = (folder.with_name(f".{folder.name}.{role}") for role in ("writing", "old"))
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside)
+        raise
+    _sync(aside)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _files_by_tensor(folder: Path) -> dict[str, Path]:
+    index = folder / INDEX
+    if index.exists():
+        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        return {name: folder / file for name, file in weight_map.items()}
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise SpecError(f"{folder} holds no *.safetensors; point the model at a Hugging Face folder with weights.")
+    names: dict[str, Path] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            names.update(dict.fromkeys(opened.keys(), file))
+    return names
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

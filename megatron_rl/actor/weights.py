@@ -1,0 +1,124 @@
+"""Weights from a Hugging Face folder into the actor's parameters and back: two plans between the same two layouts."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_rl.actor import safetensors_folder as hf
+from megatron_rl.actor.architecture import HfConfig
+from megatron_rl.actor.build import Model
+from megatron_rl.actor.fused import has_transformer_engine
+from megatron_rl.reshard.bundles import SliceCopy
+from megatron_rl.reshard.engines import huggingface_layout
+from megatron_rl.reshard.layout import Box, Key, Layout
+from megatron_rl.reshard.megatron import megatron_layout
+from megatron_rl.reshard.placement import together
+from megatron_rl.reshard.plan import plan, plan_rank
+from megatron_rl.spec.schema import SpecError
+
+WRITER = 0
+"""The rank that writes a folder."""
+
+SHARD_BYTES = 4 * 2**30
+"""Size of an exported file, and so the memory that an export takes."""
+
+
+def read_config(folder: Path) -> HfConfig:
+    """The folder's config.json."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise SpecError(f"{path} does not exist; point the model at a Hugging Face folder.")
+    config: HfConfig = json.loads(path.read_text())
+    return config
+
+
+def layout(model: Model) -> Layout:
+    """What every rank of this actor holds."""
+    modules = "transformer_engine" if has_transformer_engine() else "local"
+    return megatron_layout(
+        model.architecture.shape, model.parallel, modules=modules, vocabulary=model.padded_vocabulary, head=model.head
+    )
+
+
+def parameters(model: Model) -> dict[Key, Tensor]:
+    """This rank's parameters by the names that layouts use."""
+    return {
+        Key(number, name): parameter.data
+        for number, chunk in enumerate(model.chunks)
+        for name, parameter in chunk.named_parameters()
+    }
+
+
+def load(model: Model, folder: Path) -> None:
+    """Fills this rank's parameters from the folder; each rank reads its own boxes and nothing else."""
+    source, target, rank = huggingface_layout(model.architecture.shape), layout(model), dist.get_rank()
+    reader, local = hf.Reader(folder), parameters(model)
+    for tensor in target.tensors(rank):
+        for box in tensor.zeros:
+            _at(local[tensor.key], box).zero_()
+    for copy in plan_rank(source, target, rank).copies():
+        name = copy.source.key.name
+        shape = model.architecture.shape.hf_shape(name)
+        _at(local[copy.target.key], copy.target.box).copy_(reader.read(name, shape, copy.source.box))
+
+
+def export(model: Model, folder: Path, like: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes the folder, complete or not at all, with the config and tokenizer of `like` and weights in its type.
+
+    Every rank calls this; boxes stream to the writer in file order, so nobody holds more than one shard.
+    """
+    target = huggingface_layout(model.architecture.shape)
+    contents = hf.Contents(
+        shapes={tensor.name: tensor.shape for tensor in target.tensors(0)}, dtype=_stored_dtype(like, model)
+    )
+    shards = contents.shards(shard_bytes)
+    streamed = _stream(model, target, contents)
+    if dist.get_rank() != WRITER:
+        for _ in streamed:
+            pass
+    else:
+        with hf.replacing(folder) as aside:
+            hf.copy_companions(like, aside)
+            for shard in shards:
+                hf.write_shard(aside, shard, {name: next(streamed) for name in shard.names})
+            hf.write_index(aside, contents, shards)
+    dist.barrier()
+
+
+def _stream(model: Model, target: Layout, contents: hf.Contents) -> Iterator[Tensor]:
+    """Each Hugging Face tensor in turn: whole on the writer, an empty one on ranks that only send."""
+    source, local, rank = layout(model), parameters(model), dist.get_rank()
+    copies: Mapping[str, list[SliceCopy]] = defaultdict(list)
+    for copy in plan(source, target, together(source, target)).copies():
+        copies[copy.target.key.name].append(copy)
+    for name, shape in contents.shapes.items():
+        whole = torch.empty(shape if rank == WRITER else 0, dtype=contents.dtype)
+        for copy in copies[name]:
+            if copy.sender == rank:
+                box = _at(local[copy.source.key], copy.source.box).to("cpu", contents.dtype).contiguous()
+                if rank == WRITER:
+                    _at(whole, copy.target.box).copy_(box)
+                else:
+                    dist.send(box, WRITER)
+            elif rank == WRITER:
+                box = torch.empty([stop - start for start, stop in copy.target.box], dtype=contents.dtype)
+                dist.recv(box, copy.sender)
+                _at(whole, copy.target.box).copy_(box)
+        yield whole
+
+
+def _at(tensor: Tensor, box: Box) -> Tensor:
+    return tensor[tuple(slice(start, stop) for start, stop in box)]
+
+
+def _stored_dtype(like: Path, model: Model) -> torch.dtype:
+    """The type that the folder's config.json names, so that a round trip gives back the same bytes."""
+    config = read_config(like)
+    name = config.get("dtype") or config.get("torch_dtype")
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return known.get(str(name), next(model.chunks[0].parameters()).dtype)
