@@ -1,0 +1,69 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from megatron_rl.batch.columns import RESPONSE_TEXT
+from megatron_rl.telemetry.console import ConsoleView, printable
+from megatron_rl.telemetry.points import Totals
+from megatron_rl.telemetry.sink import RunFacts
+from tests.fakes.run_folder import evaluation, rollout_batch, step_record
+
+
+def show(tmp_path, *, terminal, width=100, steps=3, sample_every=0, response=None):
+    seconds = iter(range(10_000))
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=width, highlight=False, color_system=None)
+    view = ConsoleView(console=console, clock=lambda: float(next(seconds)), sample_every=sample_every)
+    view.start(RunFacts(folder=tmp_path / "toy", step=0, steps=steps))
+    for step in range(1, steps + 1):
+        batch = rollout_batch(step, groups=1, samples=2)
+        if response is not None:
+            batch = batch.with_columns({RESPONSE_TEXT: [response] * len(batch)})
+        for done in range(3):
+            view.wave(done, 2, 30 * done)
+        view.step(Totals().point(step_record(step), batch, tokens=60), batch)
+    view.evaluation(evaluation(steps))
+    view.close("finished")
+    return console.file.getvalue()
+
+
+def test_a_log_gets_one_plain_line_a_step(tmp_path):
+    text = show(tmp_path, terminal=False, width=40)
+    assert "\x1b" not in text
+    assert [line.split("  ")[0] for line in text.splitlines() if line.startswith("step ")] == [
+        "step 1/3",
+        "step 2/3",
+        "step 3/3",
+    ]
+
+
+@pytest.mark.parametrize("width", [34, 80, 200])
+def test_a_terminal_gets_a_heading_once_and_a_line_a_step(tmp_path, width):
+    text = show(tmp_path, terminal=True, width=width)
+    assert text.count("reward") == 1
+    assert all(f"\n   {step} " in text or f"   {step} " in text for step in (1, 2, 3))
+
+
+def test_the_wave_shows_requests_and_tokens_a_second(tmp_path):
+    text = show(tmp_path, terminal=True)
+    assert "2/2" in text
+    assert "tokens/s" in text
+
+
+def test_an_evaluation_is_shown_with_its_interval(tmp_path):
+    assert "evaluation after step 3: arithmetic/pass@1 1" in show(tmp_path, terminal=False).replace(
+        "pass@1 ", "pass@1 1"
+    )
+    assert "/low" not in show(tmp_path, terminal=False)
+
+
+def test_a_sample_cannot_steer_the_terminal_nor_use_markup(tmp_path):
+    text = show(tmp_path, terminal=True, sample_every=3, response="[red]hello[/red] \x1b]0;owned\x07 \u202eback")
+    assert "[red]hello[/red]" in text
+    assert "\x1b]0;owned" not in text
+    assert "\u202e" not in text
+    assert "a rollout of step 3" in text
+
+
+def test_printable_keeps_line_ends_and_letters():
+    assert printable("añ 数\n\t\x07") == "añ 数\n\t\\x07"
