@@ -1,0 +1,98 @@
+"""SPEED-RL: a few rollouts of each fresh prompt, many more of those that turned out mixed, in one engine call."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import (
+    ANSWER,
+    EPOCH,
+    EXTRA,
+    GROUP,
+    PROMPT_ID,
+    PROMPT_TEXT,
+    PROMPT_TOKENS,
+    SOURCE,
+    VERSION,
+)
+from megatron_rl.batch.memory import Memory
+from megatron_rl.drawing import requests, rollout_seeds, stream
+from megatron_rl.ports import Context
+
+PROMPT = (PROMPT_ID, GROUP, SOURCE, ANSWER, EXTRA, PROMPT_TEXT, PROMPT_TOKENS, EPOCH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screening:
+    """Draws `screened` fresh prompts with `screen` rollouts each, and `more` rollouts of every accepted prompt.
+
+    Needs the stage `screen` in `collect`, which accepts, and completes the groups. Memory, shared with it:
+    `{"drawn": prompts drawn so far, "pending": accepted screening rollouts, "expired": prompts that waited too long}`.
+    """
+
+    slot: ClassVar[str] = "screening"
+
+    prompts: int = 16
+    """Prompts one update learns from."""
+    screened: int = 64
+    """Fresh prompts a trip to the engine."""
+    screen: int = 4
+    """Rollouts that decide about a prompt; at least 2, since one rollout is never mixed."""
+    more: int = 20
+    """Rollouts of an accepted prompt after that."""
+    max_age: int = 8
+    """Accepted prompts whose screening lies more than this many updates back are dropped before they are continued."""
+    shuffle: bool = True
+    """Off keeps the order of the file."""
+
+    def __post_init__(self) -> None:
+        if self.screen < 2 or self.more < 1:
+            raise ValueError(
+                f"screening: screen is {self.screen} and more is {self.more}; one screening rollout is never mixed "
+                "and no continuation leaves nothing to save: use screen of at least 2 and more of at least 1"
+            )
+
+    def draw(self, memory: Memory, context: Context) -> tuple[Batch, Memory]:
+        state = screening_state(memory)
+        drawn, pending = state["drawn"], state["pending"]
+        assert isinstance(drawn, int), "drawn counts prompts"
+        size = len(context.prompts.ids)
+        picks = list(itertools.islice(stream(context, size, drawn, self.shuffle), self.screened))
+        wave = requests(context, picks, self.screen, first_group=drawn, phase="screen")
+        state |= {"drawn": drawn + len(picks)}
+        if isinstance(pending, Batch):
+            young = self._young_enough(pending, context.version)
+            expired = len(pending.groups()) - len(young.groups())
+            state |= {"pending": young if len(young) else None, "expired": _whole(state["expired"]) + expired}
+            wave = Batch.concat([wave, self._continuations(young, context)]) if len(young) else wave
+        return wave, state
+
+    def observe(self, batch: Batch, memory: Memory, context: Context) -> Memory:
+        return memory
+
+    def _young_enough(self, pending: Batch, version: int) -> Batch:
+        return pending.where(version - pending.numbers(VERSION) <= self.max_age)
+
+    def _continuations(self, pending: Batch, context: Context) -> Batch:
+        firsts = torch.tensor([int(rows[0]) for rows in pending.group_rows()])
+        prompts = pending.take(firsts.repeat_interleave(self.more)).select(PROMPT)
+        slots = np.tile(np.arange(self.screen, self.screen + self.more), len(firsts))
+        seeds = rollout_seeds(context, prompts.numbers(GROUP).numpy(), slots)
+        return prompts.with_columns(slot=slots, phase=["continue"] * len(slots), seed=seeds)
+
+
+def screening_state(memory: Memory) -> dict[str, Memory]:
+    return dict(memory) if isinstance(memory, Mapping) else {"drawn": 0, "pending": None, "expired": 0}
+
+
+def _whole(value: Memory) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"screening's memory counts prompts in whole numbers, got {value!r}")
+    return value

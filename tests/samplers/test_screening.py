@@ -1,0 +1,173 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import CORRECT, GROUP, LOSS_MASK, PHASE, PROMPT_ID, SLOT, VERSION
+from megatron_rl.batch.memory import read_memory, write_memory
+from megatron_rl.batch.ragged import Ragged
+from megatron_rl.buffer import GroupBuffer, waiting_rollouts
+from megatron_rl.ports import Context
+from megatron_rl.samplers.screening import Screening
+from megatron_rl.stages.screen import Screen
+from tests.fakes.tabular import NumberedPrompts
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden_vectors.json").read_text())["algorithms"]["speed_rl"]
+(TRACE,) = [case for case in GOLDEN if case["op"] == "speed_trace"]
+
+
+class Letters(NumberedPrompts):
+    def __init__(self, ids: list[str]) -> None:
+        self.ids = ids
+
+
+class Machine:
+    """Sampler, stage and buffer as the loop puts them together, with outcomes given by `correct(prompt, slot)`."""
+
+    def __init__(self, sampler, stage, prompts, correct):
+        self.sampler, self.stage, self.prompts, self.correct = sampler, stage, prompts, correct
+        self.buffer = GroupBuffer(prompts=sampler.prompts)
+        self.memory, self.buffered, self.version = None, None, 0
+        self.events, self.waves = [], 0
+
+    def context(self):
+        return Context(step=self.version, version=self.version, seed=0, machines={"prompts": self.prompts})
+
+    def collect(self):
+        wave, memory = self.sampler.draw(self.memory, self.context())
+        outcome = [self.correct(p, s) for p, s in zip(wave[PROMPT_ID], wave[SLOT].tolist(), strict=True)]
+        one_B = torch.ones(len(wave), dtype=torch.int64)
+        judged = wave.with_columns(
+            correct=outcome, version=one_B * self.version, loss_mask=Ragged.from_lengths(one_B, one_B)
+        )
+        names = {
+            phase: list(dict.fromkeys(p for p, at in zip(wave[PROMPT_ID], wave[PHASE], strict=True) if at == phase))
+            for phase in ("screen", "continue")
+        }
+        self.events.append({"kind": "generate", **names, "rollouts": len(wave)})
+        passed, memory = self.stage(judged, memory, self.context())
+        self.memory = self.sampler.observe(passed, memory, self.context())
+        self.buffered = self.buffer.push(self.buffered, passed)
+        self.waves += 1
+
+    def next_batch(self):
+        while True:
+            batch, self.buffered = self.buffer.take(self.buffered, self.version)
+            if batch is not None:
+                self.version += 1
+                groups = {group[PROMPT_ID][0]: group[CORRECT].tolist() for group in batch.groups()}
+                self.events.append({"kind": "train", "prompts": list(groups), "groups": list(groups.values())})
+                return batch
+            self.collect()
+
+
+def test_the_golden_trace_event_for_event():
+    given, expected = TRACE["inputs"], TRACE["expected"]
+    outcomes = {prompt["id"]: prompt["screen"] + prompt["cont"] for prompt in given["prompts"]}
+    sampler = Screening(
+        prompts=given["train_batch"],
+        screened=given["gen_batch"],
+        screen=given["n_init"],
+        more=given["n_cont"],
+        shuffle=False,
+    )
+    machine = Machine(sampler, Screen(), Letters(list(outcomes)), lambda prompt, slot: outcomes[prompt][slot])
+    for _ in range(given["steps"]):
+        machine.next_batch()
+    assert machine.events == expected["events"]
+    assert list(dict.fromkeys(machine.memory["pending"][PROMPT_ID])) == expected["pending_at_end"]
+    assert list(dict.fromkeys(machine.buffered["waiting"][PROMPT_ID])) == expected["ready_at_end"]
+    assert machine.memory["drawn"] == expected["prompts_consumed"]
+
+
+def noisy(seed=0):
+    draw = np.random.default_rng(seed)
+    return lambda prompt, slot: int(draw.random() < (int(prompt[1:]) % 10) / 9)
+
+
+def simulated(steps, **changes):
+    machine = Machine(
+        Screening(**({"prompts": 4, "screened": 8, "screen": 3, "more": 5} | changes)),
+        Screen(),
+        NumberedPrompts(50),
+        noisy(),
+    )
+    for _ in range(steps):
+        batch = machine.next_batch()
+        assert torch.bincount(batch.group_index()).tolist() == [8] * 4
+        for group in batch.groups():
+            screening = group.where(torch.tensor([phase == "screen" for phase in group[PHASE]]))
+            assert 0 < int(screening[CORRECT].sum()) < 3
+            assert group[SLOT].tolist() == list(range(8))
+    return machine
+
+
+def test_screened_prompts_are_rejected_pending_ready_or_trained_for_a_thousand_steps():
+    machine = simulated(1000)
+    pending = machine.memory["pending"]
+    counts = machine.buffered
+    rejected = counts["filtered"] // 3
+    trained, ready = counts["yielded"] // 8, waiting_rollouts(counts) // 8
+    waiting = 0 if pending is None else len(pending) // 3
+    assert machine.memory["drawn"] == rejected + waiting + ready + trained + machine.memory["expired"]
+
+
+def test_training_order_is_acceptance_order():
+    machine = simulated(50)
+    continued = [prompt for event in machine.events if event["kind"] == "generate" for prompt in event["continue"]]
+    trained = [prompt for event in machine.events if event["kind"] == "train" for prompt in event["prompts"]]
+    assert trained == continued[: len(trained)]
+
+
+def test_accepted_prompts_that_wait_too_long_are_dropped_and_counted():
+    machine = Machine(
+        Screening(prompts=4, screened=8, screen=3, more=5, max_age=2), Screen(), NumberedPrompts(50), noisy()
+    )
+    machine.collect()
+    waiting = len(machine.memory["pending"].groups())
+    machine.version = 3
+    wave, memory = machine.sampler.draw(machine.memory, machine.context())
+    assert set(wave[PHASE]) == {"screen"}
+    assert memory["expired"] == waiting > 0
+
+
+def test_a_restart_in_the_middle_goes_on_as_if_nothing_had_happened(tmp_path):
+    outcome = lambda prompt, slot: int((hash_of(prompt) * 31 + slot * 17) % 5 < 2)  # noqa: E731
+    make = lambda: Machine(Screening(prompts=4, screened=8, screen=3, more=5), Screen(), NumberedPrompts(50), outcome)  # noqa: E731
+    straight, broken = make(), make()
+    for _ in range(6):
+        straight.next_batch()
+    for _ in range(3):
+        broken.next_batch()
+    write_memory({"sampler": broken.memory, "buffer": broken.buffered}, tmp_path)
+    resumed, again = make(), read_memory(tmp_path)
+    resumed.memory, resumed.buffered, resumed.version = again["sampler"], again["buffer"], broken.version
+    for _ in range(3):
+        resumed.next_batch()
+    assert broken.events + resumed.events == straight.events
+
+
+def hash_of(prompt):
+    return int(prompt[1:]) * 7919
+
+
+@pytest.mark.parametrize("wrong", [{"screen": 1}, {"more": 0}])
+def test_settings_that_cannot_screen_are_refused(wrong):
+    with pytest.raises(ValueError, match="at least"):
+        Screening(**wrong)
+
+
+def test_continuations_carry_their_prompt_group_and_next_slots():
+    machine = Machine(
+        Screening(prompts=4, screened=4, screen=2, more=3), Screen(), NumberedPrompts(9), lambda prompt, slot: slot % 2
+    )
+    machine.collect()
+    wave, _ = machine.sampler.draw(machine.memory, machine.context())
+    continued = wave.where(torch.tensor([phase == "continue" for phase in wave[PHASE]]))
+    assert isinstance(continued, Batch)
+    assert sorted(set(continued[GROUP].tolist())) == [0, 1, 2, 3]
+    assert continued[SLOT].tolist() == [2, 3, 4] * 4
+    assert {VERSION.name, LOSS_MASK.name}.isdisjoint(wave.table.column_names)

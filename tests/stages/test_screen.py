@@ -1,0 +1,52 @@
+import torch
+
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import CORRECT, GROUP, KEPT, LOSS_MASK, PHASE, SLOT
+from megatron_rl.ports import Context
+from megatron_rl.stages.screen import Screen
+
+CONTEXT = Context(step=0, version=0, seed=0)
+
+
+def wave(phase, groups, correct):
+    samples = len(correct) // len(groups)
+    first = 0 if phase == "screen" else 2
+    return Batch.of(
+        {
+            GROUP: [group for group in groups for _ in range(samples)],
+            SLOT: list(range(first, first + samples)) * len(groups),
+            PHASE: [phase] * len(correct),
+            CORRECT: correct,
+            LOSS_MASK: [[1, 1]] * len(correct),
+        }
+    )
+
+
+def test_only_mixed_prompts_wait_and_the_others_pass_marked_as_dropped():
+    passed, memory = Screen()(wave("screen", [0, 1, 2], [1, 0, 0, 0, 1, 1]), None, CONTEXT)
+    assert memory["pending"][GROUP].tolist() == [0, 0]
+    assert passed[GROUP].tolist() == [1, 1, 2, 2]
+    assert passed[KEPT].tolist() == [0, 0, 0, 0]
+    assert passed.metrics["screen/accepted_share"] == 1 / 3
+
+
+def test_a_continued_prompt_leaves_as_one_whole_group():
+    _, memory = Screen()(wave("screen", [0], [1, 0]), None, CONTEXT)
+    passed, memory = Screen()(wave("continue", [0], [1, 1, 0]), memory, CONTEXT)
+    assert passed[SLOT].tolist() == [0, 1, 2, 3, 4]
+    assert passed[KEPT].tolist() == [1] * 5
+    assert memory["pending"] is None
+
+
+def test_with_continuation_only_in_the_loss_screening_tokens_are_not_live():
+    stage = Screen(loss_rollouts="continuation")
+    _, memory = stage(wave("screen", [0], [1, 0]), None, CONTEXT)
+    passed, _ = stage(wave("continue", [0], [1, 1, 0]), memory, CONTEXT)
+    assert passed[LOSS_MASK].values.view(5, 2).sum(1).tolist() == [0, 0, 2, 2, 2]
+
+
+def test_the_bounds_are_strict():
+    screened = wave("screen", [0, 1], [1, 1, 0, 0, 1, 0, 0, 0])
+    _, memory = Screen(low=0.25, high=0.75)(screened, None, CONTEXT)
+    assert memory["pending"][GROUP].tolist() == [0] * 4
+    assert torch.equal(memory["pending"][CORRECT], torch.tensor([1, 1, 0, 0], dtype=torch.uint8))
