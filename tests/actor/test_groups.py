@@ -1,0 +1,48 @@
+import pytest
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_rl.actor import groups
+from megatron_rl.actor.parallel import Coordinates, Parallel
+from tests import ranks
+
+
+def standing(cut: dict[str, int]) -> tuple[Coordinates, Coordinates]:
+    ours = groups.cut(Parallel(**cut))
+    megatron = Coordinates(
+        tp=parallel_state.get_tensor_model_parallel_rank(),
+        cp=parallel_state.get_context_parallel_rank(),
+        dp=parallel_state.get_data_parallel_rank(),
+        pp=parallel_state.get_pipeline_model_parallel_rank(),
+    )
+    return ours, megatron
+
+
+@pytest.mark.parametrize("cut", [{"tp": 2, "pp": 2}, {"dp": 2, "pp": 2}, {"tp": 2, "dp": 2}, {"dp": 4}], ids=str)
+def test_a_rank_stands_where_megatron_says(cut):
+    for ours, megatron in ranks.run(standing, world=4, cut=cut):
+        assert ours == megatron
+
+
+def wrong_world() -> str:
+    try:
+        groups.cut(Parallel(tp=2))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_too_few_ranks_are_refused_with_both_counts():
+    (sentence,) = ranks.run(wrong_world, world=1)
+    assert sentence.startswith("parallel takes tp*cp*dp*pp = 2 ranks, but 1 joined")
+
+
+def joined_twice() -> int:
+    groups.leave()
+    groups.join_alone()
+    groups.cut(Parallel())
+    return dist.get_world_size()
+
+
+def test_a_process_that_left_may_join_again():
+    assert ranks.run(joined_twice, world=1) == [1]
