@@ -29,7 +29,7 @@ Memories = Mapping[str, Memory]
 """What a run remembers, by slot. Two steps that share memory name the same slot."""
 
 DRAWN = (PROMPT_ID, GROUP, SLOT, SOURCE, ANSWER, EXTRA, PROMPT_TEXT, PROMPT_TOKENS, EPOCH, PHASE, SEED)
-"""The columns every sampler draws."""
+"""The columns every sampler draws; one may add its own to its `writes`."""
 
 PROVIDED = (OLD_LOGPROBS,)
 """What the actor itself supplies to an objective when no stage has written it."""
@@ -67,11 +67,14 @@ def slot_of(idea: object, name: str) -> str:
 
 
 def check_wiring(
-    collect: Sequence[tuple[str, Stage]], learn: Sequence[tuple[str, Stage]], objective: tuple[str, Objective]
+    drawn: Iterable[Column],
+    collect: Sequence[tuple[str, Stage]],
+    learn: Sequence[tuple[str, Stage]],
+    objective: tuple[str, Objective],
 ) -> list[str]:
     """One sentence for every column that is read before anything has written it; empty when the wiring is right."""
     problems: list[str] = []
-    written: dict[str, Column] = {column.name: column for column in DRAWN}
+    written: dict[str, Column] = {column.name: column for column in drawn}
     for part, stages in (("collect", collect), ("learn", learn)):
         for name, stage in stages:
             problems += [

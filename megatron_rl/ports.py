@@ -152,11 +152,12 @@ class Sampler(Protocol):
     """Chooses prompts and how many rollouts each gets."""
 
     slot: ClassVar[str]
+    writes: tuple[Column, ...]
     prompts: int
     """Prompts (whole groups) one update learns from."""
 
     def draw(self, memory: Memory, context: Context) -> tuple[Batch, Memory]:
-        """The next wave of requests: prompt columns, GROUP, SLOT, EPOCH, PHASE, SEED and BUDGET-less requests."""
+        """The next wave of requests, with the columns in `writes`."""
 
     def observe(self, batch: Batch, memory: Memory, context: Context) -> Memory:
         """Memory after the judged wave has been seen."""

@@ -2,7 +2,17 @@ import pyarrow as pa
 import pytest
 
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import ADVANTAGE, BASELINE, LOSS_WEIGHT, OLD_LOGPROBS, PROMPT_ID, REWARD, TOKENS, Column
+from megatron_rl.batch.columns import (
+    ADVANTAGE,
+    BASELINE,
+    DRAW_ODDS,
+    LOSS_WEIGHT,
+    OLD_LOGPROBS,
+    PROMPT_ID,
+    REWARD,
+    TOKENS,
+    Column,
+)
 from megatron_rl.pipeline import DRAWN, chain, check_wiring
 from megatron_rl.ports import Context
 
@@ -51,21 +61,28 @@ def test_a_chain_leaves_other_slots_and_its_input_alone():
 def test_right_wiring_has_no_problems():
     collect = [("generate", Reads(*DRAWN, writes=(TOKENS,))), ("judge", Reads(TOKENS, writes=(REWARD,)))]
     learn = [("baseline", Reads(REWARD, writes=(BASELINE,))), ("advantage", Reads(BASELINE, writes=(ADVANTAGE,)))]
-    assert check_wiring(collect, learn, ("clipped", Reads(ADVANTAGE, OLD_LOGPROBS, LOSS_WEIGHT))) == []
+    assert check_wiring(DRAWN, collect, learn, ("clipped", Reads(ADVANTAGE, OLD_LOGPROBS, LOSS_WEIGHT))) == []
 
 
 def test_a_column_read_before_it_is_written_is_named_with_its_reader():
     learn = [("advantage", Reads(BASELINE, writes=(ADVANTAGE,))), ("late", Reads(writes=(BASELINE,)))]
-    (problem,) = check_wiring([], learn, ("clipped", Reads(ADVANTAGE)))
+    (problem,) = check_wiring(DRAWN, [], learn, ("clipped", Reads(ADVANTAGE)))
     assert "stage 'advantage' reads 'baseline'" in problem
     assert "add a stage that writes it to `learn`" in problem
 
 
 def test_every_unwritten_column_is_reported_at_once():
-    assert len(check_wiring([], [("a", Reads(BASELINE)), ("b", Reads(REWARD))], ("clipped", Reads(ADVANTAGE)))) == 3
+    learn = [("a", Reads(BASELINE)), ("b", Reads(REWARD))]
+    assert len(check_wiring(DRAWN, [], learn, ("clipped", Reads(ADVANTAGE)))) == 3
 
 
 @pytest.mark.parametrize("reader", ["stage", "objective"])
 def test_a_column_with_a_default_may_be_read_unwritten(reader):
     learn = [("x", Reads(LOSS_WEIGHT))] if reader == "stage" else []
-    assert check_wiring([], learn, ("clipped", Reads(LOSS_WEIGHT))) == []
+    assert check_wiring(DRAWN, [], learn, ("clipped", Reads(LOSS_WEIGHT))) == []
+
+
+def test_a_column_that_only_the_sampler_writes_counts_as_written():
+    learn = [("importance_weight", Reads(DRAW_ODDS))]
+    assert len(check_wiring(DRAWN, [], learn, ("clipped", Reads()))) == 1
+    assert check_wiring((*DRAWN, DRAW_ODDS), [], learn, ("clipped", Reads())) == []

@@ -52,6 +52,7 @@ PROMPT_TEXT = _declare("prompt_text", STRING, "the prompt after the chat templat
 PROMPT_TOKENS = _declare("prompt_tokens", TOKEN_IDS, "the prompt's token ids; the only token column of prompt length")
 EPOCH = _declare("epoch", INT, "pass over the prompts in which this one was drawn")
 PHASE = _declare("phase", STRING, "why the rollout was asked for: 'train', 'screen', 'continue' or 'greedy'")
+DRAW_ODDS = _declare("draw_odds", FLOAT, "how much likelier than under uniform sampling this prompt was drawn")
 
 # The request, as the engine receives it.
 SEED = _declare("seed", INT, "seed of this rollout's sampling noise")

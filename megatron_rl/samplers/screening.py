@@ -24,6 +24,7 @@ from megatron_rl.batch.columns import (
 )
 from megatron_rl.batch.memory import Memory
 from megatron_rl.drawing import requests, rollout_seeds, stream
+from megatron_rl.pipeline import DRAWN
 from megatron_rl.ports import Context
 
 PROMPT = (PROMPT_ID, GROUP, SOURCE, ANSWER, EXTRA, PROMPT_TEXT, PROMPT_TOKENS, EPOCH)
@@ -38,6 +39,7 @@ class Screening:
     """
 
     slot: ClassVar[str] = "screening"
+    writes = DRAWN
 
     prompts: int = 16
     """Prompts one update learns from."""

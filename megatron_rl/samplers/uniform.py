@@ -10,6 +10,7 @@ from typing import ClassVar
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.memory import Memory
 from megatron_rl.drawing import requests, stream
+from megatron_rl.pipeline import DRAWN
 from megatron_rl.ports import Context
 
 
@@ -18,6 +19,7 @@ class Uniform:
     """Draws `prompts` prompts a wave. Its memory is how many have been drawn, which is also the next group's number."""
 
     slot: ClassVar[str] = "uniform"
+    writes = DRAWN
 
     prompts: int = 128
     """Prompts one update learns from."""

@@ -85,7 +85,7 @@ def test_the_golden_trace_event_for_event():
 
 def noisy(seed=0):
     draw = np.random.default_rng(seed)
-    return lambda prompt, slot: int(draw.random() < (int(prompt[1:]) % 10) / 9)
+    return lambda prompt, _: int(draw.random() < (int(prompt[1:]) % 10) / 9)
 
 
 def simulated(steps, **changes):
@@ -162,7 +162,7 @@ def test_settings_that_cannot_screen_are_refused(wrong):
 
 def test_continuations_carry_their_prompt_group_and_next_slots():
     machine = Machine(
-        Screening(prompts=4, screened=4, screen=2, more=3), Screen(), NumberedPrompts(9), lambda prompt, slot: slot % 2
+        Screening(prompts=4, screened=4, screen=2, more=3), Screen(), NumberedPrompts(9), lambda _, slot: slot % 2
     )
     machine.collect()
     wave, _ = machine.sampler.draw(machine.memory, machine.context())

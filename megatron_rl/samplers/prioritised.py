@@ -1,0 +1,87 @@
+"""PSPO's sampler: prompts in proportion to how much they have been teaching."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import DRAW_ODDS, PROMPT_ID, REWARD
+from megatron_rl.batch.memory import Memory
+from megatron_rl.drawing import requests
+from megatron_rl.ops.baselines import grpo
+from megatron_rl.ops.priorities import draw, floored, priorities, probabilities
+from megatron_rl.pipeline import DRAWN
+from megatron_rl.ports import Context
+
+RAW_EPS = 1e-4
+"""PSPO scales the advantages that priorities are made of with this; they are never the smoothed ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prioritised:
+    """Draws `prompts` distinct prompts with probability proportional to priority^exponent, from live priorities (PPS).
+
+    Memory: `{"priority": {prompt id: priority}, "drawn": groups so far}`; a prompt never drawn has priority 1.
+    The stage `importance_weight` undoes the tilt in the loss, as far as it is asked to.
+    """
+
+    slot: ClassVar[str] = "prioritised"
+    writes = (*DRAWN, DRAW_ODDS)
+
+    prompts: int = 8
+    """Prompts one update learns from."""
+    samples: int = 6
+    """Rollouts of each prompt."""
+    wave: int | None = None
+    """Prompts drawn a trip to the engine, where a filter drops some of them; none means `prompts`."""
+    exponent: float = 0.6
+    """How sharply draws follow priorities; 0 is uniform sampling."""
+    scheme: Literal["average", "max", "last"] = "average"
+    """How a group's advantages become its prompt's priority."""
+    eps: float = 1e-6
+    """Added to every priority."""
+    floor: float = 0.05
+    """Least priority, as a share of the mean one, so that a prompt once dead is visited again."""
+
+    def draw(self, memory: Memory, context: Context) -> tuple[Batch, Memory]:
+        priority, drawn = _state(memory)
+        ids = context.prompts.ids
+        priority_D = torch.tensor([priority.get(name, 1.0) for name in ids], dtype=torch.float64)
+        floored_D = floored(priority_D, self.floor)
+        probability_D = probabilities(floored_D, self.exponent)
+        uniform_D = torch.from_numpy(context.lasting_rng("prioritised", drawn).random(len(ids)))
+        places = draw(probability_D, uniform_D, self.wave or self.prompts)
+        picks = [(drawn // len(ids), place) for place in places.tolist()]
+        odds_N = probability_D[places] * len(ids)
+        asked = requests(context, picks, self.samples, first_group=drawn)
+        metrics = {
+            "prioritised/effective_prompts": float(1 / probability_D.square().sum()),
+            "prioritised/at_floor_share": float((floored_D > priority_D).double().mean()),
+        }
+        columns = asked.with_columns(draw_odds=odds_N.repeat_interleave(self.samples)).with_metrics(metrics)
+        return columns, {"priority": dict(priority), "drawn": drawn + len(picks)}
+
+    def observe(self, batch: Batch, memory: Memory, context: Context) -> Memory:
+        """Priorities from the raw advantages of the wave, groups that a filter drops included."""
+        priority, drawn = _state(memory)
+        prompt_B = batch.index(PROMPT_ID)
+        raw_B = grpo(batch.numbers(REWARD), prompt_B, eps=RAW_EPS)
+        names = list(dict.fromkeys(batch.strings(PROMPT_ID)))
+        seen = dict(zip(names, priorities(raw_B, prompt_B, self.scheme, self.eps).tolist(), strict=True))
+        return {"priority": {**priority, **seen}, "drawn": drawn}
+
+
+def _state(memory: Memory) -> tuple[Mapping[str, float], int]:
+    if memory is None:
+        return {}, 0
+    if not (
+        isinstance(memory, Mapping) and isinstance(memory["priority"], Mapping) and isinstance(memory["drawn"], int)
+    ):
+        raise TypeError(f"prioritised's memory holds 'priority' and 'drawn', got {memory!r}")
+    return {name: float(value) for name, value in memory["priority"].items() if isinstance(value, float)}, memory[
+        "drawn"
+    ]
