@@ -50,6 +50,9 @@ ANSWER = _declare("answer", STRING, "reference answer a reward compares with")
 EXTRA = _declare("extra", STRING, "further facts of the prompt as a JSON object, for rewards")
 PROMPT_TEXT = _declare("prompt_text", STRING, "the prompt after the chat template")
 PROMPT_TOKENS = _declare("prompt_tokens", TOKEN_IDS, "the prompt's token ids; the only token column of prompt length")
+REFERENCE_REWARDS = _declare(
+    "reference_rewards", TOKEN_FLOATS, "rewards of the reference policy's rollouts, from a value run"
+)
 EPOCH = _declare("epoch", INT, "pass over the prompts in which this one was drawn")
 PHASE = _declare("phase", STRING, "why the rollout was asked for: 'train', 'screen', 'continue' or 'greedy'")
 DRAW_ODDS = _declare("draw_odds", FLOAT, "how much likelier than under uniform sampling this prompt was drawn")
