@@ -4,7 +4,7 @@ A GPU needs the elements of its target ranks and has those of its source ranks; 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -29,11 +29,15 @@ def gather_bytes(source: Layout, target: Layout, placement: Placement) -> int:
     return sum(everything - counter.held(held.get(gpu, ())) for gpu in gpus) * target.shape.item_bytes
 
 
-def missing_by_gpu(source: Layout, target: Layout, placement: Placement) -> dict[int, int]:
-    """Elements that each GPU of the target needs and does not have."""
+def missing_by_gpu(
+    source: Layout, target: Layout, placement: Placement, gpus: Collection[int] | None = None
+) -> dict[int, int]:
+    """Elements that each of these GPUs, by default every one of the target's, needs and does not have."""
     counter = _Counter(source, target)
     held, needed = _on_gpus(source, placement.source), _on_gpus(target, placement.target)
-    return {gpu: counter.missing(shards, held.get(gpu, ())) for gpu, shards in needed.items()}
+    return {
+        gpu: counter.missing(shards, held.get(gpu, ())) for gpu, shards in needed.items() if gpus is None or gpu in gpus
+    }
 
 
 class _Counter:

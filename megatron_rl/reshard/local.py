@@ -4,7 +4,7 @@ Works on whatever is sliced like an array: numpy arrays, torch tensors (under `n
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from megatron_rl.reshard.engines import huggingface_layout
 from megatron_rl.reshard.layout import Box, Key, Layout, LocalTensor
@@ -23,8 +23,8 @@ class Array(Protocol):
     """What a box is read from and written to."""
 
     def __getitem__(self, slices: Slices, /) -> Self: ...
-    def __setitem__(self, slices: Slices, value: "Array | int", /) -> None: ...
-    def reshape(self, shape: tuple[int, ...], /) -> "Array": ...
+    def __setitem__(self, slices: Slices, value: Any, /) -> None: ...  # noqa: ANN401  # each kind takes its own
+    def reshape(self, shape: tuple[int, ...], /) -> Self: ...
 
 
 Tensors = Mapping[Key, Array]

@@ -1,0 +1,66 @@
+import os
+import uuid
+
+import pytest
+import torch
+
+from megatron_rl.reshard.buckets import Pair
+from megatron_rl.reshard.digest import TransferError
+from megatron_rl.reshard.layout import LayoutError
+from megatron_rl.reshard.ring import CudaIpcWire, SharedMemoryWire, memory_folder
+from tests import ranks
+from tests.reshard.exchanges import exchange
+
+PAIR = Pair(0, 1)
+
+
+def ignore(message):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["split", "colocated"])
+def test_weights_cross_between_processes_over_shared_memory(kind):
+    key = f"test-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    reports = ranks.run(exchange, world=4, kind=kind, wire="shared memory", key=key)
+    assert [report["wrong"] for report in reports] == [[]] * 4
+    assert all(report["bytes"] == report["bound"] for report in reports)
+    assert not list(memory_folder().glob(f"{key}*"))
+
+
+def test_a_sender_waits_for_a_slot_and_a_receiver_for_a_bucket_and_neither_forever(tmp_path):
+    receiver = SharedMemoryWire("run", tmp_path, slot_bytes=64, slots=2, timeout_s=0.05)
+    with pytest.raises(TransferError, match=r"waited too long for a bucket in run-0-1\.ring"):
+        receiver.receive(PAIR, 64, ignore)
+    sender = SharedMemoryWire("run", tmp_path, slot_bytes=64, slots=2, timeout_s=0.05)
+    for value in (1, 2):
+        sender.send(PAIR, 8, lambda message, value=value: message.fill_(value))
+    with pytest.raises(TransferError, match="waited too long for an empty slot"):
+        sender.send(PAIR, 8, lambda message: message.fill_(3))
+    seen = []
+    for _ in range(2):
+        receiver.receive(PAIR, 8, lambda message: seen.append(int(message[0])))
+    assert seen == [1, 2]
+
+
+def test_a_sender_whose_receiver_never_came_says_so(tmp_path):
+    with pytest.raises(TransferError, match=r"rank 1 did not open run-0-1\.ring"):
+        SharedMemoryWire("run", tmp_path, timeout_s=0.02).send(PAIR, 8, ignore)
+
+
+def test_both_sides_must_have_slots_of_one_size(tmp_path):
+    with pytest.raises(TransferError):
+        SharedMemoryWire("run", tmp_path, slot_bytes=128, timeout_s=0.02).receive(PAIR, 8, ignore)
+    with pytest.raises(LayoutError, match="give both the same slot_bytes"):
+        SharedMemoryWire("run", tmp_path, slot_bytes=64, timeout_s=0.02).send(PAIR, 8, ignore)
+
+
+def test_a_second_run_of_the_same_name_is_refused(tmp_path):
+    for expected in (TransferError, FileExistsError):
+        with pytest.raises(expected):
+            SharedMemoryWire("run", tmp_path, slot_bytes=64, timeout_s=0.01).receive(PAIR, 8, ignore)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_ipc_without_cuda_is_refused():
+    with pytest.raises(LayoutError, match="needs a CUDA device and this machine has none"):
+        CudaIpcWire("run")
