@@ -54,7 +54,7 @@ class Answer(NamedTuple):
 
 
 def run(program: Callable[..., Any], world: int, timeout_s: float = 120.0, **arguments: Any) -> list[Any]:
-    """The result of every rank; RankFailure with the first failing rank's traceback, or with the stacks of hung ranks."""
+    """The result of every rank; RankFailure with the first failing rank's traceback, or with hung ranks' stacks."""
     return _pool().run(program, world, timeout_s, arguments)
 
 
@@ -164,9 +164,9 @@ def _serve(rank: int, connection: Connection, log: Path) -> None:
         faulthandler.register(signal.SIGUSR1, file=stream, all_threads=True)
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         # The imports that cost seconds, paid by the ranks and only once; the session itself never pays them.
-        import torch  # noqa: PLC0415
+        import torch
 
-        import megatron_rl.actor.build  # noqa: F401, PLC0415
+        import megatron_rl.actor.build  # noqa: F401
 
         torch.set_num_threads(1)
         connection.send(Answer())
@@ -179,16 +179,16 @@ def _serve(rank: int, connection: Connection, log: Path) -> None:
 
 
 def _answer(rank: int, call: Call) -> Answer:
-    import torch.distributed as dist  # noqa: PLC0415
+    import torch.distributed as dist
 
-    from megatron_rl.actor import groups  # noqa: PLC0415
+    from megatron_rl.actor import groups
 
     try:
         # Past the session's own deadline, so that it finds hung ranks where they hang.
         gloo_s = call.timeout_s + 2 * GRACE_S
         groups.join(rank, call.world, dist.FileStore(call.rendezvous, call.world), timeout_s=gloo_s)
         answer = Answer(result=call.program(**call.arguments))
-    except BaseException:  # whatever stopped the program is what the session must be told
+    except BaseException:  # noqa: BLE001  whatever stopped the program is what the session must be told
         answer = Answer(failure=traceback.format_exc(), at=time.monotonic())
     if dist.is_initialized():
         groups.leave()

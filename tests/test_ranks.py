@@ -45,7 +45,7 @@ def test_the_first_failing_rank_is_the_one_reported_and_the_pool_goes_on():
 
 def test_hung_and_dead_ranks_are_ended_and_explained_and_the_pool_starts_again():
     pool = ranks.RankPool(2)
-    with pytest.raises(ranks.RankFailure, match="(?s)no answer in 3.0 s.*one_rank_hangs"):
+    with pytest.raises(ranks.RankFailure, match=r"(?s)no answer in 3.0 s.*one_rank_hangs"):
         pool.run(one_rank_hangs, 2, 3.0, {})
     assert pool.run(total_of_ranks, 2, 60.0, {"scale": 1}) == [1.0, 1.0]
     with pytest.raises(ranks.RankFailure, match="rank 1 of 2 died with exit code 7"):

@@ -37,7 +37,7 @@ class Routing:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What is computed, on top of the sizes: Architecture(shape=ModelShape(family="qwen3", ...), context=40960, ...)."""
+    """The sizes, and what is computed: Architecture(shape=ModelShape(family="qwen3", ...), context=40960, ...)."""
 
     shape: ModelShape
     context: int

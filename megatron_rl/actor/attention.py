@@ -3,7 +3,7 @@
 T tokens of all sequences one after another, H query heads, G key-value heads, D numbers per head.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from itertools import accumulate, groupby
@@ -27,7 +27,7 @@ class Packing(PackedSeqParams):
 
 
 def packing(lengths: Sequence[int], device: torch.device) -> Packing:
-    """The description of sequences of these lengths laid end to end; neighbours of one length cost one attention call."""
+    """Sequences of these lengths laid end to end; neighbours of one length cost one attention call between them."""
     bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
     longest = max(lengths)
     return Packing(
@@ -41,7 +41,7 @@ def packing(lengths: Sequence[int], device: torch.device) -> Packing:
 
 
 class PackedAttention(torch.nn.Module):
-    """Causal attention within each sequence of a packing: no token sees another sequence, and no padding is computed."""
+    """Causal attention within each sequence of a packing: none sees another, and no padding is computed."""
 
     def __init__(self, config: Any, *, softmax_scale: float | None = None, **kwargs: object) -> None:  # noqa: ANN401
         super().__init__()
@@ -65,9 +65,8 @@ class PackedAttention(torch.nn.Module):
         return mixed_THD.flatten(1)
 
     def _one_kernel(self, query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, packed: Packing) -> Tensor:
-        attend: Callable[..., Tensor] = varlen_attn
         bounds, longest = packed.cu_seqlens_q, packed.max_seqlen_q
-        return attend(
+        mixed_THD = varlen_attn(
             query_THD,
             key_TGD,
             value_TGD,
@@ -79,24 +78,28 @@ class PackedAttention(torch.nn.Module):
             window_size=(-1, 0),
             enable_gqa=True,
         )
+        assert isinstance(mixed_THD, Tensor), "varlen_attn returns a pair only when asked for more"
+        return mixed_THD
 
     def _run_by_run(self, query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, lengths: Sequence[int]) -> Tensor:
         """One call for each run of neighbours of equal length: cheaper than a call each, and nothing is padded."""
         runs = list(equal_runs(lengths))
         sizes = [count * length for count, length in runs]
         parts = zip(runs, query_THD.split(sizes), key_TGD.split(sizes), value_TGD.split(sizes), strict=True)
-        mixed = [
-            scaled_dot_product_attention(
-                *(flat.unflatten(0, run).transpose(1, 2) for flat in (query, key, value)),
-                is_causal=True,
-                scale=self.scale,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-            .transpose(1, 2)
-            .flatten(0, 1)
-            for run, query, key, value in parts
-        ]
+        mixed = [self._equal(*(flat.unflatten(0, run) for flat in flats)) for run, *flats in parts]
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+    def _equal(self, query_BLHD: Tensor, key_BLGD: Tensor, value_BLGD: Tensor) -> Tensor:
+        """B sequences of one length L, flat again."""
+        mixed_BHLD = scaled_dot_product_attention(
+            query_BLHD.transpose(1, 2),
+            key_BLGD.transpose(1, 2),
+            value_BLGD.transpose(1, 2),
+            is_causal=True,
+            scale=self.scale,
+            enable_gqa=query_BLHD.shape[2] != key_BLGD.shape[2],
+        )
+        return mixed_BHLD.transpose(1, 2).flatten(0, 1)
 
 
 def equal_runs(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:

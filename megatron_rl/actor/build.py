@@ -18,6 +18,7 @@ from megatron_rl.actor.cpu import device
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.precision import Precision, check_hardware
 from megatron_rl.actor.recompute import Recompute
+from megatron_rl.actor.recompute import check as check_recompute
 from megatron_rl.actor.rope import frequencies
 from megatron_rl.actor.transformer_config import transformer_config
 from megatron_rl.reshard.megatron import megatron_vocabulary
@@ -25,7 +26,7 @@ from megatron_rl.reshard.megatron import megatron_vocabulary
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What `build` makes: Model(chunks=(GPTModel,), config=TransformerConfig(...), ...), one chunk unless interleaved."""
+    """What `build` makes: Model(chunks=(GPTModel,), config=TransformerConfig(...), ...); one chunk without `vpp`."""
 
     chunks: tuple[GPTModel, ...]
     config: TransformerConfig
@@ -46,7 +47,7 @@ def build(
     hf_config: HfConfig,
     parallel: Parallel,
     precision: Precision,
-    recompute: Recompute | None = None,
+    recompute: Recompute = Recompute(),
     kind: type[GPTModel] = GPTModel,
     head: bool = True,
 ) -> Model:
@@ -54,7 +55,8 @@ def build(
     architecture = describe(hf_config)
     fit.check(architecture, parallel)
     check_hardware(precision)
-    config = transformer_config(architecture, parallel, precision, recompute or Recompute())
+    check_recompute(recompute)
+    config = transformer_config(architecture, parallel, precision, recompute)
     padded = megatron_vocabulary(architecture.shape.vocabulary, parallel.tp)
     stages = range(parallel.vpp) if parallel.vpp > 1 else (None,)
     chunks = tuple(_chunk(kind, architecture, config, padded, stage) for stage in stages)

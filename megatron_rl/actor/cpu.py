@@ -30,7 +30,7 @@ LITERAL_CUDA = (
     "megatron.core.transformer.utils",
     "megatron.core.utils",
 )
-"""Modules on the actor's path that write `device="cuda"` into a factory; each gets a `torch` that reads it as the CPU."""
+"""Modules on the actor's path that write `device="cuda"`; each gets a `torch` whose factories read it as the CPU."""
 
 FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros", "zeros_like")
 """The factories those modules call with a device."""
@@ -38,7 +38,7 @@ FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros",
 
 @functools.cache
 def install() -> bool:
-    """Whether Megatron-Core is answered by the CPU; puts the answers in place on the first call, where no GPU exists."""
+    """Whether Megatron-Core is answered by the CPU; the first call puts the answers in place where there is no GPU."""
     if torch.cuda.is_available():
         return False
     _answer_for_torch()
@@ -55,17 +55,17 @@ def _answer_for_torch() -> None:
     cuda: Any = torch.cuda
     # Buffers, gathered activations and received tensors are allocated on the current device.
     cuda.current_device = lambda: "cpu"
-    # Work on a CPU is finished when the call returns and its memory is not cached: nothing to wait for, nothing to free.
+    # Work on a CPU is finished when the call returns, and its memory is not cached: nothing to wait for or to free.
     cuda.synchronize = cuda.empty_cache = cuda.reset_peak_memory_stats = _nothing
     # Overlap is asked for through streams; on a CPU there is one order of execution, so a stream is only a name for it.
     cuda.Stream = _Stream
-    cuda.current_stream = cuda.default_stream = lambda device=None: _Stream()
+    cuda.current_stream = cuda.default_stream = lambda *_: _Stream()
     cuda.stream = _in_stream
     # CUDA graphs are never being recorded here.
     cuda.is_current_stream_capturing = lambda: False
     # The random state that Megatron forks per tensor rank and replays under recomputation is the CPU generator's.
-    cuda.get_rng_state = lambda device=None: torch.default_generator.get_state()
-    cuda.set_rng_state = lambda state, device=None: torch.default_generator.set_state(state)
+    cuda.get_rng_state = _random_state
+    cuda.set_rng_state = _set_random_state
     cuda.manual_seed = torch.default_generator.manual_seed
     # "Move to the GPU" finds tensors and modules already where they compute.
     tensor: Any = torch.Tensor
@@ -78,8 +78,8 @@ def _answer_for_torch() -> None:
 def _answer_for_megatron() -> None:
     # Megatron reaches under torch for the GPU generator's state; the same two functions for the CPU generator.
     random: Any = importlib.import_module("megatron.core.tensor_parallel.random")
-    random._get_cuda_rng_state = lambda device=None, clone=False, graph_safe=False: torch.default_generator.get_state()
-    random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.default_generator.set_state(state)
+    random._get_cuda_rng_state = _random_state
+    random._set_cuda_rng_state = _set_random_state
     literal_as_cpu = _torch_reading_cuda_as_cpu()
     for name in LITERAL_CUDA:
         module: Any = importlib.import_module(name)
@@ -88,8 +88,10 @@ def _answer_for_megatron() -> None:
 
 def _torch_reading_cuda_as_cpu() -> ModuleType:
     """A module equal to torch but for factories, so that torch itself keeps its own for everybody else."""
-    module = ModuleType("torch")
+    module: Any = ModuleType("torch")
     module.__dict__.update(torch.__dict__)
+    # What torch imports only later is asked of torch itself.
+    module.__getattr__ = lambda name: getattr(torch, name)
     for name in FACTORIES:
         module.__dict__[name] = _on_cpu(getattr(torch, name))
     return module
@@ -97,7 +99,8 @@ def _torch_reading_cuda_as_cpu() -> ModuleType:
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     @functools.wraps(factory)
-    def build(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+    def build(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+        kwargs.pop("pin_memory", None)
         return factory(*args, device="cpu" if str(device).startswith("cuda") else device, **kwargs)
 
     return build
@@ -116,21 +119,29 @@ def _named_as_on_cuda(type_of: Callable[..., Any]) -> Callable[..., Any]:
 class _Stream:
     """A stream where there is only one: waiting for it, or for an event recorded on it, is already over."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
         self.wait_stream = self.wait_event = self.wait = self.synchronize = _nothing
 
     def record_event(self, event: object = None) -> "_Stream":
         return self
 
 
+def _random_state(*_args: object, **_kwargs: object) -> torch.Tensor:
+    return torch.default_generator.get_state()
+
+
+def _set_random_state(state: torch.Tensor, *_args: object, **_kwargs: object) -> None:
+    torch.default_generator.set_state(state)
+
+
 @contextlib.contextmanager
-def _in_stream(stream: object) -> Iterator[None]:
+def _in_stream(_stream: object) -> Iterator[None]:
     yield
 
 
-def _nothing(*args: object, **kwargs: object) -> None:
+def _nothing(*_args: object, **_kwargs: object) -> None:
     pass
 
 
-def _itself(self: Any, *args: object, **kwargs: object) -> Any:  # noqa: ANN401
+def _itself(self: Any, *_args: object, **_kwargs: object) -> Any:  # noqa: ANN401
     return self

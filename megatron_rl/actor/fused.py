@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Fused:
-    """The name of the package behind each part, for the reader of a run: Fused(norms="torch", optimizer="torch", ...)."""
+    """The package behind each part, for the reader of a run: Fused(norms="torch", optimizer="torch", ...)."""
 
     norms: str
     linears: str
@@ -46,7 +46,13 @@ def in_use() -> Fused:
 class RmsNorm:
     """The norm of layers that are not Transformer Engine's: apex's kernel where there is one, torch's otherwise."""
 
-    def __new__(cls, config: Any, hidden_size: int, eps: float = 1e-6, **kwargs: object) -> torch.nn.Module:  # noqa: ANN401
+    def __new__(  # type: ignore[misc]  # Megatron calls a class and wants a module
+        cls,
+        config: Any,  # noqa: ANN401
+        hidden_size: int,
+        eps: float = 1e-6,
+        **_kwargs: object,
+    ) -> torch.nn.Module:
         norm: Any = import_module("apex.normalization").MixedFusedRMSNorm if has_apex() else torch.nn.RMSNorm
         module: torch.nn.Module = norm(hidden_size, eps=eps)
         # Under sequence parallelism each tensor rank sees a part of the tokens; Megatron sums gradients so marked.

@@ -6,13 +6,14 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch._C._distributed_c10d import HashStore, Store
 
 from megatron_rl.actor import cpu
 from megatron_rl.actor.parallel import Coordinates, Parallel
 from megatron_rl.reshard.layout import LayoutError
 
 
-def join(rank: int, world: int, store: dist.Store, timeout_s: float = 1800.0) -> None:
+def join(rank: int, world: int, store: Store, timeout_s: float = 1800.0) -> None:
     """Makes this process one rank of `world`: NCCL between GPUs, gloo where there are none."""
     backend = "gloo" if cpu.install() else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s))
@@ -20,7 +21,7 @@ def join(rank: int, world: int, store: dist.Store, timeout_s: float = 1800.0) ->
 
 def join_alone() -> None:
     """Makes this process the only rank."""
-    join(0, 1, dist.HashStore())
+    join(0, 1, HashStore())
 
 
 def cut(parallel: Parallel, seed: int = 0, timeout_s: float = 1800.0) -> Coordinates:
@@ -28,7 +29,8 @@ def cut(parallel: Parallel, seed: int = 0, timeout_s: float = 1800.0) -> Coordin
     world = dist.get_world_size()
     if world != parallel.world:
         raise LayoutError(
-            f"parallel takes tp*cp*dp*pp = {parallel.world} ranks, but {world} joined; change parallel.dp or the launch."
+            f"parallel takes tp*cp*dp*pp = {parallel.world} ranks, but {world} joined; "
+            "change parallel.dp, or launch as many."
         )
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tp,

@@ -17,7 +17,8 @@ class Precision:
     """`fp8` multiplies matrices in FP8 through Transformer Engine and keeps everything else in BF16."""
 
     recipe: Recipe = "blockwise"
-    """How FP8 tensors are scaled: `tensorwise` now, `delayed` by past maxima, `blockwise` per 128 (Hopper), `mxfp8` per 32 (Blackwell)."""
+    """What shares a scale: a tensor (`tensorwise`, or `delayed` from past maxima), 128 numbers (`blockwise`, on Hopper)
+    or 32 (`mxfp8`, on Blackwell)."""
 
     edge_layers_bf16: int = 0
     """Layers at each end of the model that stay in BF16 under `fp8`; not with the recipe `delayed`."""
@@ -51,7 +52,7 @@ def check_hardware(precision: Precision) -> None:
     if precision.compute != "fp8":
         return
     # Only here, behind the package check: a Transformer Engine import takes seconds and wants CUDA libraries.
-    from transformer_engine.pytorch.fp8 import FP8GlobalStateManager as state  # noqa: PLC0415
+    from transformer_engine.pytorch.fp8 import FP8GlobalStateManager as state
 
     probe = {
         "tensorwise": "is_fp8_available",

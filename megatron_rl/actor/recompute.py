@@ -1,7 +1,10 @@
 """What is forgotten in the forward pass and computed again in the backward pass, to save memory."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
+
+from megatron_rl.spec.schema import SpecError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +18,17 @@ class Recompute:
     """Parts that `selective` recomputes."""
 
     method: Literal["uniform", "block"] = "uniform"
-    """`full` keeps the input of every `layers` layers (`uniform`), or recomputes only the first `layers` of a stage (`block`)."""
+    """`full` keeps every `layers`-th layer's input (`uniform`) or recomputes a stage's first `layers` (`block`)."""
 
     layers: int = 1
     """The count that `method` speaks of."""
+
+
+def check(recompute: Recompute) -> None:
+    """Refuses what Megatron-Core can forget only through Transformer Engine, where that is missing."""
+    through_engine = [module for module in recompute.modules if module in ("layernorm", "moe_act")]
+    if recompute.granularity == "selective" and through_engine and find_spec("transformer_engine") is None:
+        raise SpecError(
+            f"recompute.modules lists {through_engine[0]!r}, which needs the package transformer_engine, not installed "
+            "here; install the extra 'gpu' or leave it out."
+        )

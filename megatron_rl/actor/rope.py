@@ -1,4 +1,4 @@
-"""Rotary frequencies of every supported scaling rule. R is half of the head: one frequency for each pair of its numbers."""
+"""Rotary frequencies of every supported scaling rule. R is half a head: one frequency for each pair of its numbers."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_rl.actor.architecture import Architecture, Rope, real
+from megatron_rl.actor.architecture import Architecture, real
 from megatron_rl.spec.schema import SpecError
 
 
@@ -29,20 +29,20 @@ def frequencies(architecture: Architecture) -> Frequencies:
         )
     head_dim = architecture.shape.head_dim
     exponent_R = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    parameters = {"original_max_position_embeddings": architecture.context, **dict(rope.parameters)}
-    return rule(1.0 / rope.theta**exponent_R, rope, parameters)
+    given = {"original_max_position_embeddings": architecture.context, **dict(rope.parameters)}
+    return rule(1.0 / rope.theta**exponent_R, {**given, "rope_theta": rope.theta})
 
 
-def _default(plain_R: Tensor, rope: Rope, parameters: Mapping[str, float]) -> Frequencies:
+def _default(plain_R: Tensor, _parameters: Mapping[str, float]) -> Frequencies:
     return Frequencies(plain_R)
 
 
-def _linear(plain_R: Tensor, rope: Rope, parameters: Mapping[str, float]) -> Frequencies:
+def _linear(plain_R: Tensor, parameters: Mapping[str, float]) -> Frequencies:
     """Position interpolation (arXiv 2306.15595): every angle shrinks alike."""
     return Frequencies(plain_R / real(parameters, "factor"))
 
 
-def _llama3(plain_R: Tensor, rope: Rope, parameters: Mapping[str, float]) -> Frequencies:
+def _llama3(plain_R: Tensor, parameters: Mapping[str, float]) -> Frequencies:
     """Llama 3.1: long waves shrink by the factor, short ones stay, those between are blended by their wavelength."""
     low, high = real(parameters, "low_freq_factor"), real(parameters, "high_freq_factor")
     turns_R = real(parameters, "original_max_position_embeddings") * plain_R / (2 * math.pi)
@@ -50,7 +50,7 @@ def _llama3(plain_R: Tensor, rope: Rope, parameters: Mapping[str, float]) -> Fre
     return Frequencies(torch.lerp(plain_R / real(parameters, "factor"), plain_R, kept_R))
 
 
-def _yarn(plain_R: Tensor, rope: Rope, parameters: Mapping[str, float]) -> Frequencies:
+def _yarn(plain_R: Tensor, parameters: Mapping[str, float]) -> Frequencies:
     """YaRN (arXiv 2309.00071, eq. 22-24): a ramp over frequencies between shrinking and staying, and larger scores."""
     factor = real(parameters, "factor")
     context = real(parameters, "original_max_position_embeddings")
@@ -58,7 +58,7 @@ def _yarn(plain_R: Tensor, rope: Rope, parameters: Mapping[str, float]) -> Frequ
 
     def index(turns: float) -> float:
         """Where on the ladder of frequencies a wave makes so many turns within the original context."""
-        return R * math.log(context / (turns * 2 * math.pi)) / math.log(rope.theta)
+        return R * math.log(context / (turns * 2 * math.pi)) / math.log(real(parameters, "rope_theta"))
 
     first, last = index(real(parameters, "beta_fast", 32.0)), index(real(parameters, "beta_slow", 1.0))
     if parameters.get("truncate", True):
@@ -80,7 +80,7 @@ def _yarn_magnitude(factor: float, parameters: Mapping[str, float]) -> float:
     return grown(1.0)
 
 
-_RULES: Mapping[str, Callable[[Tensor, Rope, Mapping[str, float]], Frequencies]] = {
+_RULES: Mapping[str, Callable[[Tensor, Mapping[str, float]], Frequencies]] = {
     "default": _default,
     "linear": _linear,
     "llama3": _llama3,

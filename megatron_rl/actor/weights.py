@@ -17,6 +17,7 @@ from megatron_rl.reshard.bundles import SliceCopy
 from megatron_rl.reshard.engines import huggingface_layout
 from megatron_rl.reshard.layout import Box, Key, Layout
 from megatron_rl.reshard.megatron import megatron_layout
+from megatron_rl.reshard.names import Modules
 from megatron_rl.reshard.placement import together
 from megatron_rl.reshard.plan import plan, plan_rank
 from megatron_rl.spec.schema import SpecError
@@ -39,7 +40,7 @@ def read_config(folder: Path) -> HfConfig:
 
 def layout(model: Model) -> Layout:
     """What every rank of this actor holds."""
-    modules = "transformer_engine" if has_transformer_engine() else "local"
+    modules: Modules = "transformer_engine" if has_transformer_engine() else "local"
     return megatron_layout(
         model.architecture.shape, model.parallel, modules=modules, vocabulary=model.padded_vocabulary, head=model.head
     )

@@ -1,8 +1,8 @@
-import torch
-from torch.nn.functional import scaled_dot_product_attention
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_rl.actor.attention import PackedAttention, equal_runs, packing
 

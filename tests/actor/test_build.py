@@ -15,7 +15,6 @@ from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.precision import Precision
 from megatron_rl.actor.recompute import Recompute
 from megatron_rl.actor.weights import load, read_config
-from megatron_rl.reshard.layout import LayoutError
 from tests import ranks
 from tests.actor.forwarding import logits
 from tests.fakes.tiny_models import FAMILIES, tiny_folder
@@ -33,7 +32,7 @@ class Checkpoint(NamedTuple):
 
 
 @torch.no_grad()
-def checkpoint(folder: Path, family: str, **changes: Any) -> Checkpoint:  # noqa: ANN401
+def checkpoint(folder: Path, family: str, **changes: Any) -> Checkpoint:
     tiny_folder(folder, family, **changes)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     tokens_T = torch.randint(0, 101, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1))
@@ -92,7 +91,7 @@ def test_logits_hold_without_sequence_parallelism(checkpoints):
 
 
 def test_logits_hold_with_one_key_value_head_on_four_ranks(checkpoints):
-    compare([case for case in checkpoints["qwen2"]], {"tp": 4})
+    compare(checkpoints["qwen2"], {"tp": 4})
 
 
 def test_logits_hold_with_interleaved_and_with_uneven_stages(tmp_path):
@@ -123,19 +122,3 @@ def test_logits_hold_with_interleaved_and_with_uneven_stages(tmp_path):
 def test_logits_hold_with_scaled_rope_and_heads_wider_than_the_hidden_size(tmp_path, scaling):
     case = checkpoint(tmp_path, "llama", head_dim=32, rope_parameters={"rope_theta": 5e4, **scaling}, rms_norm_eps=1e-3)
     compare([case], {})
-
-
-def test_each_refusal_of_a_cut_says_what_does_not_divide():
-    config = {"model_type": "llama", **dict.fromkeys(("num_hidden_layers", "vocab_size"), 8)}
-    config |= {"hidden_size": 24, "intermediate_size": 12, "num_attention_heads": 6, "num_key_value_heads": 3}
-    config |= {"max_position_embeddings": 64}
-    precision = Precision(compute="fp32")
-    for cut, sentence in (
-        ({"tp": 4}, "6 attention heads do not divide over parallel.tp = 4"),
-        ({"tp": 2}, "3 key-value heads are neither a multiple nor a divisor of parallel.tp = 2"),
-        ({"pp": 3}, "8 layers do not divide over pp\\*vpp = 3 chunks"),
-        ({"cp": 2}, "attention across ranks comes from Transformer Engine"),
-        ({"dp": 2, "ep": 2}, "llama has no experts"),
-    ):
-        with pytest.raises(LayoutError, match=sentence):
-            build(config, Parallel(**cut), precision)

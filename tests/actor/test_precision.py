@@ -6,7 +6,7 @@ from megatron_rl.spec.schema import SpecError
 
 
 def test_fp8_is_refused_where_its_package_is_missing(monkeypatch):
-    monkeypatch.setattr(precision, "find_spec", lambda name: None)
+    monkeypatch.setattr(precision, "find_spec", lambda _name: None)
     check(Precision(compute="bf16"))
     with pytest.raises(SpecError, match="'fp8', which needs the package transformer_engine, not installed here"):
         check(Precision(compute="fp8"))

@@ -40,9 +40,14 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     save_file({"old": torch.zeros(1)}, folder / SINGLE)
-    with pytest.raises(RuntimeError, match="halfway"), replacing(folder) as aside:
-        save_file({"new": torch.zeros(1)}, aside / SINGLE)
-        raise RuntimeError("halfway")
+
+    def die_halfway() -> None:
+        with replacing(folder) as aside:
+            save_file({"new": torch.zeros(1)}, aside / SINGLE)
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        die_halfway()
     assert set(load_file(folder / SINGLE)) == {"old"}
     with replacing(folder) as aside:
         save_file({"new": torch.zeros(1)}, aside / SINGLE)

@@ -39,7 +39,7 @@ TINY = {
 
 
 def tiny_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A model in float32 whose every parameter, biases and norms too, is random, so that none can be forgotten unseen."""
+    """A float32 model whose every parameter, biases and norms too, is random, so that none is forgotten unseen."""
     config_class, model_class = FAMILIES[family]
     extra = {"head_dim": 32} if family == "qwen3" else {}
     config = config_class(**{**TINY, **extra, **changes})

@@ -1,1 +1,1 @@
-"""One file per model family, named by the `model_type` of its config.json: what that family computes, and what it refuses."""
+"""One file per model family, named by its `model_type`: what the family computes, and what it refuses."""
