@@ -46,10 +46,10 @@ class RolloutEngine(Protocol):
     def max_tokens(self) -> int:
         """Response tokens a request may have where it brings no BUDGET."""
 
-    def generate(self, batch: Batch) -> Batch:
+    def generate(self, batch: Batch, sampling: Sampling | None = None) -> Batch:
         """Writes TOKENS, SAMPLER_LOGPROBS, LOSS_MASK, TOKEN_VERSIONS, FINISH, STATUS, ERROR, VERSION and RESPONSE_TEXT.
 
-        Honours SEED, PREFIX and BUDGET.
+        Honours SEED, PREFIX and BUDGET; draws from another law than its own where one is given.
         """
 
     def score(self, batch: Batch) -> Ragged:

@@ -12,7 +12,7 @@ from megatron_rl.ports import Context
 
 @dataclass(frozen=True, kw_only=True)
 class OptimalValue:
-    """Writes `optimal_value`: beta ln mean exp(r / beta) over the rewards a value run stored with the prompt (A*-PO)."""
+    """Writes `optimal_value`: beta ln mean exp(r / beta) over the rewards a value run stored per prompt (A*-PO)."""
 
     reads = (REFERENCE_REWARDS, REWARD)
     writes = (OPTIMAL_VALUE,)

@@ -26,7 +26,7 @@ class MarkovEngine:
         self.asked: list[int] = []
         self.decoded = 0
 
-    def generate(self, batch: Batch) -> Batch:
+    def generate(self, batch: Batch, sampling: Sampling | None = None) -> Batch:
         self.asked.append(len(batch))
         count = len(batch)
         prefixes = batch.ragged(PREFIX).rows() if PREFIX in batch else [torch.zeros(0)] * count

@@ -99,7 +99,7 @@ class TabularEngine:
         self.law = np.full((prompts, ARMS), 1 / ARMS)
         self.version = -1
 
-    def generate(self, batch: Batch) -> Batch:
+    def generate(self, batch: Batch, sampling: Sampling | None = None) -> Batch:
         place_B = batch.ragged(PROMPT_TOKENS).values.long().numpy()
         uniform_B = np.array([np.random.default_rng(seed).random() for seed in batch.numbers(SEED).tolist()])
         arm_B = (uniform_B[:, None] > self.law[place_B].cumsum(1)).sum(1).clip(max=ARMS - 1)

@@ -1,0 +1,65 @@
+"""Held-out accuracy: pass@1, avg@k, maj@k and pass@k by source, each with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import CORRECT, EXTRACTED, FINISH, PROMPT_ID, SOURCE, TOKENS
+from megatron_rl.drawing import requests
+from megatron_rl.ops.accuracy import estimate, majority, pass_at
+from megatron_rl.ops.logprobs import Sampling
+from megatron_rl.ports import Context, Evaluation, Judge, Prompts, RolloutEngine
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """An `Evaluator` that asks every prompt `samples` times, with the same seeds at every evaluation."""
+
+    prompts: Prompts
+    engine: RolloutEngine
+    judge: Judge
+    samples: int
+    sampling: Sampling
+    seed: int
+
+    def evaluate(self, step: int) -> Evaluation:
+        return Evaluation(step=step, metrics=measure(self.answer(), self.samples))
+
+    def answer(self) -> Batch:
+        """Every prompt's judged rollouts."""
+        context = Context(step=0, version=0, seed=self.seed, machines={"prompts": self.prompts})
+        picks = [(0, place) for place in range(len(self.prompts.ids))]
+        asked = requests(context, picks, self.samples, first_group=0, phase="evaluate")
+        return self.judge.judge(self.engine.generate(asked, self.sampling))
+
+
+def measure(batch: Batch, samples: int) -> dict[str, float]:
+    """Measures by source with `/low` and `/high` beside them: {"toy/pass@1": .94, "toy/pass@1/low": .92, …}."""
+    metrics: dict[str, float] = {}
+    sources = batch.strings(SOURCE)
+    for source in sorted(set(sources)):
+        rows = batch.where(torch.tensor([name == source for name in sources]))
+        metrics |= {f"{source}/{name}": value for name, value in _measure_one(rows, samples).items()}
+    return metrics
+
+
+def _measure_one(batch: Batch, samples: int) -> dict[str, float]:
+    correct_B, prompt_B = batch.numbers(CORRECT), batch.index(PROMPT_ID)
+    scores: dict[str, Tensor] = {"pass@1": pass_at(1, correct_B, prompt_B)}
+    if samples > 1:
+        scores[f"pass@{samples}"] = pass_at(samples, correct_B, prompt_B)
+        scores[f"maj@{samples}"] = majority(batch.strings(EXTRACTED), correct_B, prompt_B)
+    metrics = {name: value for measure, score_G in scores.items() for name, value in _with_interval(measure, score_G)}
+    stopped = [finish == "stop" for finish in batch.strings(FINISH)]
+    length = float(batch.ragged(TOKENS).length_B.double().mean())
+    return metrics | {"length_mean": length, "truncated_share": 1 - sum(stopped) / len(stopped)}
+
+
+def _with_interval(name: str, score_G: Tensor) -> Sequence[tuple[str, float]]:
+    found = estimate(score_G)
+    return ((name, found.mean), (f"{name}/low", found.low), (f"{name}/high", found.high))
