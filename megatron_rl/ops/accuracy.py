@@ -62,8 +62,7 @@ def estimate(score_G: Tensor) -> Estimate:
     mean = float(score_G.double().mean())
     squared_error = float(score_G.double().var()) / prompts if prompts > 1 else 0.0
     draws = max(prompts, mean * (1 - mean) / squared_error) if squared_error > 0 else float(prompts)
-    centre = (mean + NORMAL_95**2 / (2 * draws)) / (1 + NORMAL_95**2 / draws)
-    reach = (
-        math.sqrt(mean * (1 - mean) / draws + (NORMAL_95 / (2 * draws)) ** 2) * NORMAL_95 / (1 + NORMAL_95**2 / draws)
-    )
+    shrink = 1 + NORMAL_95**2 / draws
+    centre = (mean + NORMAL_95**2 / (2 * draws)) / shrink
+    reach = NORMAL_95 * math.sqrt(mean * (1 - mean) / draws + (NORMAL_95 / (2 * draws)) ** 2) / shrink
     return Estimate(mean, min(mean, max(0.0, centre - reach)), max(mean, min(1.0, centre + reach)))
