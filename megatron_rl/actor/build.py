@@ -17,7 +17,7 @@ from megatron_rl.actor.architecture import Architecture, HfConfig, describe
 from megatron_rl.actor.cpu import device
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.precision import Precision, check_hardware
-from megatron_rl.actor.recompute import Recompute
+from megatron_rl.actor.recompute import KEEP_EVERYTHING, Recompute
 from megatron_rl.actor.recompute import check as check_recompute
 from megatron_rl.actor.rope import frequencies
 from megatron_rl.actor.transformer_config import transformer_config
@@ -47,15 +47,14 @@ def build(
     hf_config: HfConfig,
     parallel: Parallel,
     precision: Precision,
-    recompute: Recompute = Recompute(),
+    recompute: Recompute = KEEP_EVERYTHING,
     kind: type[GPTModel] = GPTModel,
-    head: bool = True,
 ) -> Model:
     """Chunks with random weights on this rank's device; the ranks must have been `cut` the same way before."""
     architecture = describe(hf_config)
     fit.check(architecture, parallel)
     check_hardware(precision)
-    check_recompute(recompute)
+    check_recompute(recompute, parallel.chunk_layers(architecture.shape.layers))
     config = transformer_config(architecture, parallel, precision, recompute)
     padded = megatron_vocabulary(architecture.shape.vocabulary, parallel.tp)
     stages = range(parallel.vpp) if parallel.vpp > 1 else (None,)
@@ -67,7 +66,6 @@ def build(
         parallel=parallel,
         precision=precision,
         padded_vocabulary=padded,
-        head=head,
     )
 
 

@@ -1,5 +1,6 @@
 """What is forgotten in the forward pass and computed again in the backward pass, to save memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
@@ -24,8 +25,17 @@ class Recompute:
     """The count that `method` speaks of."""
 
 
-def check(recompute: Recompute) -> None:
-    """Refuses what Megatron-Core can forget only through Transformer Engine, where that is missing."""
+KEEP_EVERYTHING = Recompute()
+
+
+def check(recompute: Recompute, chunk_layers: Sequence[int]) -> None:
+    """Refuses units that do not tile a chunk, and what only Transformer Engine can forget where that is missing."""
+    if recompute.granularity == "full" and recompute.method == "uniform":
+        for layers in chunk_layers:
+            if layers % recompute.layers:
+                raise SpecError(
+                    f"recompute.layers is {recompute.layers}, which does not divide a chunk of {layers} layers."
+                )
     through_engine = [module for module in recompute.modules if module in ("layernorm", "moe_act")]
     if recompute.granularity == "selective" and through_engine and find_spec("transformer_engine") is None:
         raise SpecError(

@@ -36,7 +36,7 @@ def test_every_way_of_recomputing_gives_the_same_gradients(cut):
     for recompute in (
         {"granularity": "selective"},
         {"granularity": "selective", "modules": ("mlp", "core_attn")},
-        {"granularity": "full", "layers": 2},
+        {"granularity": "full", "layers": 3},
         {"granularity": "full", "method": "block", "layers": 1},
     ):
         again = ranks.run(gradients, world=world, cut=cut, recompute=recompute)
@@ -47,9 +47,14 @@ def test_every_way_of_recomputing_gives_the_same_gradients(cut):
 
 def test_what_only_transformer_engine_can_forget_is_refused_without_it(monkeypatch):
     monkeypatch.setattr(recomputation, "find_spec", lambda _name: None)
-    recomputation.check(Recompute(granularity="full", modules=("layernorm",)))
+    recomputation.check(Recompute(granularity="full", modules=("layernorm",)), (2,))
     with pytest.raises(SpecError, match="lists 'layernorm', which needs the package transformer_engine"):
-        recomputation.check(Recompute(granularity="selective", modules=("mlp", "layernorm")))
+        recomputation.check(Recompute(granularity="selective", modules=("mlp", "layernorm")), (2,))
+
+
+def test_units_that_do_not_tile_a_chunk_are_refused():
+    with pytest.raises(SpecError, match="recompute.layers is 2, which does not divide a chunk of 3 layers"):
+        recomputation.check(Recompute(granularity="full", layers=2), (4, 3))
 
 
 def test_nothing_is_recomputed_unless_asked():
