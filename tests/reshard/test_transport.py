@@ -120,7 +120,7 @@ def test_a_buffer_that_was_never_rewritten_is_refused_by_a_sample_too():
     good, stale = recorded(2, "sample"), recorded(1, "sample")
     for rank in range(2):
         good.messages[rank, rank][3][64:] = stale.messages[rank, rank][3][64:]
-        with pytest.raises(TransferError, match="bucket 3 .* digest is"):
+        with pytest.raises(TransferError, match=r"bucket 3 .* digest is"):
             receiver_of(good, rank, "sample").run(2)
 
 
