@@ -54,7 +54,7 @@ REFERENCE_REWARDS = _declare(
     "reference_rewards", TOKEN_FLOATS, "rewards of the reference policy's rollouts, from a value run"
 )
 EPOCH = _declare("epoch", INT, "pass over the prompts in which this one was drawn")
-PHASE = _declare("phase", STRING, "why the rollout was asked for: 'train', 'screen', 'continue', 'greedy' or 'evaluate'")
+PHASE = _declare("phase", STRING, "why it was asked for: 'train', 'screen', 'continue', 'greedy' or 'evaluate'")
 DRAW_ODDS = _declare("draw_odds", FLOAT, "how much likelier than under uniform sampling this prompt was drawn")
 
 # The request, as the engine receives it.

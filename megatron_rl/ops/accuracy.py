@@ -54,7 +54,7 @@ def _leader_is_right(votes: Counter[str], is_right: dict[str, float]) -> float:
 
 
 def estimate(score_G: Tensor) -> Estimate:
-    """Mean over prompts of scores in [0, 1] with Wilson's interval, for as many draws as the spread over prompts is worth.
+    """Mean over prompts of scores in [0, 1] with Wilson's interval, for as many draws as their spread is worth.
 
     Scores averaged over rollouts vary less than single draws; prompts that all agree still count as one draw each.
     """
