@@ -75,8 +75,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 @lru_cache(maxsize=1024)
 def adapter(type_: object) -> TypeAdapter[Any]:
-    """Strict validation: '3' is no integer and 1 is no truth value; NaN is no number."""
-    return TypeAdapter(type_, config=ConfigDict(strict=True, allow_inf_nan=False))
+    """Strict validation: '3' is no integer and 1 is no truth value."""
+    kind: Any = type_  # read from source, so no type checker can know it
+    return TypeAdapter(kind, config=ConfigDict(strict=True))
 
 
 _WORDS: Final = {

@@ -1,0 +1,18 @@
+"""What a user may choose about the actor."""
+
+from dataclasses import dataclass
+
+from megatron_rl.actor.parallel import Parallel
+from megatron_rl.actor.precision import Precision
+from megatron_rl.actor.recompute import Recompute
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorSettings(Parallel):
+    """How Megatron-Core trains: the cut over ranks at the top (`actor.tp=2`), the rest in sections."""
+
+    precision: Precision = Precision()
+    """What it computes in."""
+
+    recompute: Recompute = Recompute()
+    """What it forgets to save memory."""
