@@ -86,6 +86,10 @@ def _cut(architecture: Architecture, parallel: Parallel, precision: Precision) -
         # Megatron checks this against the line above even where there are no experts.
         "moe_token_dispatcher_type": "alltoall",
         "deallocate_pipeline_outputs": True,
+        # Interleaved stages send both ways at once. In a batch of two such sends to one peer, which is what two stages
+        # are to each other, a gradient could be taken for an activation; one by one each way has its own order.
+        "overlap_p2p_comm": parallel.vpp > 1,
+        "batch_p2p_comm": parallel.vpp == 1,
     }
 
 

@@ -53,7 +53,7 @@ def test_what_only_transformer_engine_can_forget_is_refused_without_it(monkeypat
 
 
 def test_units_that_do_not_tile_a_chunk_are_refused():
-    with pytest.raises(SpecError, match="recompute.layers is 2, which does not divide a chunk of 3 layers"):
+    with pytest.raises(SpecError, match=r"recompute.layers is 2, which does not divide a chunk of 3 layers"):
         recomputation.check(Recompute(granularity="full", layers=2), (4, 3))
 
 
