@@ -133,18 +133,29 @@ class _RanksByGpu:
 
 
 def _deal(source: Layout, made: Sequence[Bundle], largest_first: list[tuple[int, int, int]]) -> list[Transfer]:
-    """Each bundle from the rank that has sent least so far among all replicas of all its holders."""
+    """Each bundle from the rank that has sent least so far among all replicas of all its holders.
+
+    A rank that sends to this receiver anyway is taken while it is at most the largest bundle ahead: fewer messages.
+    """
     replicas: dict[int, list[int]] = defaultdict(list)
     for rank, shard in enumerate(source.ranks):
         replicas[shard].append(rank)
     candidates: dict[tuple[int, ...], list[int]] = {}
     load = [0] * len(source.ranks)
+    largest = max((bundle.elements for bundle in made), default=0)
+    paired: dict[int, list[int]] = defaultdict(list)
     sent = []
     for _, receiver, number in largest_first:
         bundle = made[number]
         if bundle.holders not in candidates:
             candidates[bundle.holders] = sorted(rank for shard in bundle.holders for rank in replicas[shard])
-        sender = min(candidates[bundle.holders], key=load.__getitem__)
+        own = candidates[bundle.holders]
+        sender = min(own, key=load.__getitem__)
+        near = [rank for rank in paired[receiver] if source.ranks[rank] in bundle.holders]
+        if near and load[near[0]] <= load[sender] + largest:
+            sender = near[0]
+        else:
+            paired[receiver].append(sender)
         load[sender] += bundle.elements
         sent.append(Transfer(sender, receiver, number, bundle.holders.index(source.ranks[sender]), False))
     return sent

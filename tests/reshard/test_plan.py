@@ -82,8 +82,16 @@ def test_replicas_of_a_shard_share_the_sending():
     largest = max(bundle.elements for bundle in made.bundles)
     for shard in range(len(source.shards)):
         sent = [made.sent_elements[rank] for rank, own in enumerate(source.ranks) if own == shard]
-        assert max(sent) - min(sent) <= largest
+        assert max(sent) - min(sent) <= 2 * largest
         assert min(sent) > 0
+
+
+def test_a_receiver_takes_from_few_senders():
+    source, target = megatron_layout(SMALL, Parallel(tp=2, pp=2, dp=4)), vllm_layout(SMALL, tp=2, replicas=8)
+    made = plan(source, target, split(source, target))
+    for receiver in range(len(target.ranks)):
+        # One from each stage has the matrices, and the norms that any rank of the stage has come along.
+        assert len({transfer.sender for transfer in made.incoming(receiver)}) == 2
 
 
 def test_what_a_gpu_holds_never_crosses_a_wire():
