@@ -14,20 +14,20 @@ def check(architecture: Architecture, parallel: Parallel) -> None:
     parallel.chunk_layers(shape.layers)
     for name, size in (("attention heads", heads), ("MLP columns", shape.ffn)):
         if size % tp:
-            raise LayoutError(f"{size} {name} do not divide over parallel.tp = {tp}.")
+            raise LayoutError(f"{size} {name} do not divide over actor.tp = {tp}.")
     if kv_heads % tp and tp % kv_heads:
-        raise LayoutError(f"{kv_heads} key-value heads are neither a multiple nor a divisor of parallel.tp = {tp}.")
+        raise LayoutError(f"{kv_heads} key-value heads are neither a multiple nor a divisor of actor.tp = {tp}.")
     if (heads + 2 * kv_heads) * shape.head_dim % tp:
         raise LayoutError(
             f"The {heads + 2 * kv_heads} rows of heads of query, key and value do not divide over tp = {tp}."
         )
     if parallel.cp > 1 and not _has_split_attention():
         raise LayoutError(
-            f"parallel.cp is {parallel.cp}, but attention across ranks comes from Transformer Engine on a GPU, "
+            f"actor.cp is {parallel.cp}, but attention across ranks comes from Transformer Engine on a GPU, "
             "which is not here; set cp to 1."
         )
     if parallel.ep > 1 and not shape.experts:
-        raise LayoutError(f"parallel.ep is {parallel.ep}, but {shape.family} has no experts; set ep to 1.")
+        raise LayoutError(f"actor.ep is {parallel.ep}, but {shape.family} has no experts; set ep to 1.")
 
 
 def _has_split_attention() -> bool:

@@ -49,18 +49,18 @@ class Parallel:
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "vpp", "dp", "cp", "ep"):
             if getattr(self, name) < 1:
-                raise LayoutError(f"parallel.{name} is {getattr(self, name)!r}, but must be at least 1.")
+                raise LayoutError(f"actor.{name} is {getattr(self, name)!r}, but must be at least 1.")
         if self.vpp > 1 and self.pp == 1:
             raise LayoutError(
-                f"parallel.vpp is {self.vpp}, but interleaving needs pp above 1; set vpp to 1 or raise pp."
+                f"actor.vpp is {self.vpp}, but interleaving needs pp above 1; set vpp to 1 or raise pp."
             )
         if (self.tp * self.cp * self.dp) % self.ep:
             raise LayoutError(
-                f"parallel.ep is {self.ep}, which does not divide tp*cp*dp = {self.tp * self.cp * self.dp}."
+                f"actor.ep is {self.ep}, which does not divide tp*cp*dp = {self.tp * self.cp * self.dp}."
             )
         if self.stage_layers and len(self.stage_layers) != self.pp * self.vpp:
             raise LayoutError(
-                f"parallel.stage_layers lists {len(self.stage_layers)} chunks, but pp*vpp = {self.pp * self.vpp}."
+                f"actor.stage_layers lists {len(self.stage_layers)} chunks, but pp*vpp = {self.pp * self.vpp}."
             )
 
     @property
@@ -92,8 +92,8 @@ class Parallel:
         chunks = self.pp * self.vpp
         if not self.stage_layers and layers % chunks:
             raise LayoutError(
-                f"{layers} layers do not divide over pp*vpp = {chunks} chunks; list them in parallel.stage_layers."
+                f"{layers} layers do not divide over pp*vpp = {chunks} chunks; list them in actor.stage_layers."
             )
         if self.stage_layers and sum(self.stage_layers) != layers:
-            raise LayoutError(f"parallel.stage_layers add up to {sum(self.stage_layers)}, but the model has {layers}.")
+            raise LayoutError(f"actor.stage_layers add up to {sum(self.stage_layers)}, but the model has {layers}.")
         return self.stage_layers or (layers // chunks,) * chunks

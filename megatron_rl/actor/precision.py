@@ -26,7 +26,7 @@ class Precision:
     def __post_init__(self) -> None:
         if self.edge_layers_bf16 and self.recipe == "delayed":
             raise SpecError(
-                "precision.edge_layers_bf16 cannot be combined with the recipe 'delayed'; use another recipe."
+                "actor.precision.edge_layers_bf16 cannot be combined with the recipe 'delayed'; use another recipe."
             )
 
     @property
@@ -41,7 +41,7 @@ def check(precision: Precision) -> None:
     """Refuses, without importing anything heavy, a precision whose package is missing."""
     if precision.compute == "fp8" and find_spec("transformer_engine") is None:
         raise SpecError(
-            "precision.compute is 'fp8', which needs the package transformer_engine, not installed here; "
+            "actor.precision.compute is 'fp8', which needs the package transformer_engine, not installed here; "
             "install the extra 'gpu' or choose 'bf16'."
         )
 
@@ -63,8 +63,8 @@ def check_hardware(precision: Precision) -> None:
     available = vars(state).get(probe)
     if available is None:
         raise SpecError(
-            f"precision.recipe {precision.recipe!r} is not known to the installed transformer_engine; update it."
+            f"actor.precision.recipe {precision.recipe!r} is not known to the installed transformer_engine; update it."
         )
     possible, reason = getattr(state, probe)()
     if not possible:
-        raise SpecError(f"precision.recipe {precision.recipe!r} cannot run here: {reason}")
+        raise SpecError(f"actor.precision.recipe {precision.recipe!r} cannot run here: {reason}")

@@ -52,6 +52,17 @@ _NUMBER: Final = re.compile(r"[-+]?([0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})([eE
 _INFINITE: Final = re.compile(r"[-+]?\.inf")
 
 
+def scalar(text: str) -> Scalar:
+    """What unquoted text means."""
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _NUMBER.fullmatch(text) or _INFINITE.fullmatch(text):
+        return float(text.replace(".inf", "inf"))
+    return text
+
+
 def read_text(text: str, name: str, line: int | None = None) -> Node:
     """The YAML document `text`; a `line` given is the place of all of it (a command line has only one)."""
     try:
@@ -134,11 +145,4 @@ class _Reader:
             )
         if raw.style is not None:  # quoted
             return str(raw.value)
-        text = str(raw.value)
-        if text in _CONSTANTS:
-            return _CONSTANTS[text]
-        if _INTEGER.fullmatch(text):
-            return int(text)
-        if _NUMBER.fullmatch(text) or _INFINITE.fullmatch(text):
-            return float(text.replace(".inf", "inf"))
-        return text
+        return scalar(str(raw.value))

@@ -65,12 +65,11 @@ class Shape:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean 'tp'? (known: cp, dp, tp)', shortened where the list is long."""
+    """What to append to 'there is no tpp': "; did you mean 'tp'? (known: cp, dp, tp)"."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean '{close[0]}'?" if close else ";"
     listed = ", ".join(names) if len(names) <= 24 else ", ".join(names[:24]) + ", …"
-    return f"{hint} known are: {listed or 'none'}"
+    return f"; did you mean '{close[0]}'? (known: {listed})" if close else f"; known: {listed or 'none'}"
 
 
 @lru_cache(maxsize=1024)

@@ -26,9 +26,9 @@ def test_sequence_parallelism_needs_tensor_ranks_and_asks_for_even_token_counts(
 @pytest.mark.parametrize(
     ("cut", "sentence"),
     [
-        ({"tp": 0}, "parallel.tp is 0, but must be at least 1"),
+        ({"tp": 0}, "actor.tp is 0, but must be at least 1"),
         ({"vpp": 2}, "interleaving needs pp above 1"),
-        ({"ep": 3, "dp": 4}, "parallel.ep is 3, which does not divide tp\\*cp\\*dp = 4"),
+        ({"ep": 3, "dp": 4}, "actor.ep is 3, which does not divide tp\\*cp\\*dp = 4"),
         ({"pp": 2, "stage_layers": (1, 2, 3)}, "lists 3 chunks, but pp\\*vpp = 2"),
     ],
 )
