@@ -31,6 +31,7 @@ from megatron_rl.batch.columns import (
     Column,
 )
 
+VERDICTS = ("right", "wrong", "unparsable", "timeout", "crashed")
 PARITY = ("parity/mean", "parity/p99", "parity/max")
 
 
@@ -69,9 +70,9 @@ def _lengths(batch: Batch) -> dict[str, float]:
 def _verdicts(batch: Batch) -> dict[str, float]:
     if VERDICT not in batch:
         return {}
-    return {
-        f"verdict/{verdict}": count / len(batch) for verdict, count in sorted(Counter(batch.strings(VERDICT)).items())
-    }
+    seen = Counter(batch.strings(VERDICT))
+    names = (*VERDICTS, *sorted(seen.keys() - set(VERDICTS)))
+    return {f"verdict/{name}": seen[name] / len(batch) for name in names}
 
 
 def _groups(batch: Batch) -> dict[str, float]:

@@ -44,7 +44,7 @@ def test_a_failed_rollout_counts_as_failed_and_in_nothing_else():
     assert facts["length/max"] == 3.0
     assert facts["length/cut"] == pytest.approx(1 / 3)
     assert facts["verdict/right"] == pytest.approx(2 / 3)
-    assert "verdict/crashed" not in facts
+    assert facts["verdict/crashed"] == 0.0
 
 
 def test_groups_that_agree_are_counted():
