@@ -158,5 +158,8 @@ def _keep_offending(run: Run, update: Update) -> None:
 
 def _record(run: Run, batch: Batch, update: Update) -> StepRecord:
     return StepRecord(
-        step=run.step, seconds=dict(run.seconds), metrics={**batch.metrics, **update.metrics}, rollouts=len(batch)
+        step=run.step,
+        seconds=dict(run.seconds),
+        metrics={**batch.metrics, **update.metrics, **run.weights.metrics},
+        rollouts=len(batch),
     )

@@ -91,6 +91,10 @@ class WeightSync(Protocol):
     def publish(self, version: int) -> int:
         """Serves the actor's weights under this version number; returns it."""
 
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """What the last publish took."""
+
 
 class Judge(Protocol):
     """Runs a reward over rollouts, killably."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -125,6 +126,8 @@ class TabularEngine:
 
 
 class TabularSync:
+    metrics: ClassVar[dict[str, float]] = {}
+
     def __init__(self, actor: TabularActor, engine: TabularEngine) -> None:
         self.actor, self.engine = actor, engine
 
