@@ -4,7 +4,7 @@ T tokens of all sequences one after another, H query heads, G key-value heads, D
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from itertools import accumulate, groupby
 from typing import Any
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
+from megatron_rl.actor.rotation import Turns, rotated, turns
+
 _VARLEN_KNOWS_GROUPS = {"enable_gqa", "window_size"} <= signature(varlen_attn).parameters.keys()
 """Older torch releases ship the variable-length kernel without grouped heads."""
 
@@ -24,6 +26,10 @@ class Packing(PackedSeqParams):
     """Megatron's description of a packed micro-batch, with the lengths also on the host, where loops can read them."""
 
     lengths: tuple[int, ...] = ()
+    positions_T: Tensor = field(default_factory=lambda: torch.empty(0))
+    """Of each token in its own sequence."""
+    turns: dict[tuple[int, torch.dtype], Turns] = field(default_factory=dict)
+    """Angles of every token, by the frequencies they were computed from; the first layer fills it for the others."""
 
 
 def packing(lengths: Sequence[int], device: torch.device) -> Packing:
@@ -37,14 +43,27 @@ def packing(lengths: Sequence[int], device: torch.device) -> Packing:
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
         lengths=tuple(lengths),
+        positions_T=torch.cat([torch.arange(length) for length in lengths]).to(device),
     )
 
 
 class PackedAttention(torch.nn.Module):
-    """Causal attention within each sequence of a packing: none sees another, and no padding is computed."""
+    """Causal attention within each sequence of a packing: none sees another, and no padding is computed.
 
-    def __init__(self, config: Any, *, softmax_scale: float | None = None, **kwargs: object) -> None:  # noqa: ANN401
+    It rotates queries and keys itself. Megatron's own rotation of packed sequences computes the angles of every token
+    twice in every layer, and on a GPU waits four times a layer for the host to read the lengths.
+    """
+
+    def __init__(
+        self,
+        config: Any,  # noqa: ANN401
+        *,
+        inverse_R: Tensor,
+        softmax_scale: float | None = None,
+        **kwargs: object,
+    ) -> None:
         super().__init__()
+        self.inverse_R = inverse_R
         self.scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
 
     def forward(
@@ -58,11 +77,19 @@ class PackedAttention(torch.nn.Module):
         **kwargs: object,
     ) -> Tensor:
         """Heads side by side, one row a token; `kwargs` are Megatron's mask type and bias, which a packing implies."""
+        turns = self._turns(packed_seq_params, query_THD.dtype)
+        query_THD, key_TGD = rotated(query_THD, turns), rotated(key_TGD, turns)
         if _VARLEN_KNOWS_GROUPS and query_THD.is_cuda and query_THD.dtype in (torch.float16, torch.bfloat16):
             mixed_THD = self._one_kernel(query_THD, key_TGD, value_TGD, packed_seq_params)
         else:
             mixed_THD = self._run_by_run(query_THD, key_TGD, value_TGD, packed_seq_params.lengths)
         return mixed_THD.flatten(1)
+
+    def _turns(self, packed: Packing, dtype: torch.dtype) -> Turns:
+        key = (id(self.inverse_R), dtype)
+        if key not in packed.turns:
+            packed.turns[key] = turns(packed.positions_T, self.inverse_R, dtype)
+        return packed.turns[key]
 
     def _one_kernel(self, query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, packed: Packing) -> Tensor:
         bounds, longest = packed.cu_seqlens_q, packed.max_seqlen_q

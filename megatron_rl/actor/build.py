@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_rl.actor import fit, layer_spec
 from megatron_rl.actor.architecture import Architecture, HfConfig, describe
 from megatron_rl.actor.cpu import device
+from megatron_rl.actor.fused import has_transformer_engine
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.precision import Precision, check_hardware
 from megatron_rl.actor.recompute import KEEP_EVERYTHING, Recompute
@@ -74,18 +75,21 @@ def _chunk(
 ) -> GPTModel:
     ranks = ProcessGroupCollection.use_mpu_process_groups()
     stages = config.virtual_pipeline_model_parallel_size
+    inverse_R = frequencies(architecture).inverse_R.to(device())
     model = kind(
         config=config,
-        transformer_layer_spec=layer_spec.block(config, stage),
+        transformer_layer_spec=layer_spec.block(config, stage, inverse_R),
         vocab_size=padded,
         max_sequence_length=architecture.context,
         pre_process=is_vp_first_stage(stage, stages) and is_pp_first_stage(ranks.pp),
         post_process=is_vp_last_stage(stage, stages) and is_pp_last_stage(ranks.pp),
         share_embeddings_and_output_weights=architecture.shape.tied,
-        position_embedding_type="rope",
+        # Layers of Megatron's own modules rotate in their attention.
+        position_embedding_type="rope" if has_transformer_engine() else "none",
         rotary_base=architecture.rope.theta,
         vp_stage=stage,
     )
-    # Megatron knows one scaling rule with fixed constants; the config's rule and constants replace its frequencies.
-    model.rotary_pos_emb.inv_freq = frequencies(architecture).inverse_R.to(device())
+    if has_transformer_engine():
+        # Megatron knows one scaling rule with fixed constants; the config's rule and constants replace its frequencies.
+        model.rotary_pos_emb.inv_freq = inverse_R
     return model.to(device())

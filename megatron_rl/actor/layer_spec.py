@@ -1,5 +1,7 @@
 """Which modules a layer is made of: Transformer Engine's where it runs, Megatron's own with our attention elsewhere."""
 
+from functools import partial
+
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.gpt.gpt_layer_specs import (
@@ -13,25 +15,26 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
 
 from megatron_rl.actor.attention import PackedAttention
 from megatron_rl.actor.fused import RmsNorm, has_transformer_engine
 
 
-def block(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
-    """The layers of one chunk of the model."""
+def block(config: TransformerConfig, vp_stage: int | None, inverse_R: Tensor) -> TransformerBlockSubmodules:
+    """The layers of one chunk of the model, whose positions turn by these frequencies."""
     if has_transformer_engine():
         return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[_layer(config)] * count, layer_norm=RmsNorm)
+    return TransformerBlockSubmodules(layer_specs=[_layer(config, inverse_R)] * count, layer_norm=RmsNorm)
 
 
-def _layer(config: TransformerConfig) -> ModuleSpec:
+def _layer(config: TransformerConfig, inverse_R: Tensor) -> ModuleSpec:
     backend = LocalSpecProvider()
     head_norm = RmsNorm if config.qk_layernorm else IdentityOp
     attention = SelfAttentionSubmodules(
         linear_qkv=backend.column_parallel_linear(),
-        core_attention=PackedAttention,
+        core_attention=partial(PackedAttention, inverse_R=inverse_R),
         linear_proj=backend.row_parallel_linear(),
         q_layernorm=head_norm,
         k_layernorm=head_norm,

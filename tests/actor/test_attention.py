@@ -8,6 +8,8 @@ from megatron_rl.actor.attention import PackedAttention, equal_runs, packing
 
 LENGTHS = (5, 5, 3, 1, 7, 7, 7)
 CPU = torch.device("cpu")
+STILL_R = torch.zeros(8)
+"""Frequencies that turn nothing, so that attention alone is seen."""
 
 
 def heads(kv_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -18,7 +20,7 @@ def heads(kv_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def attend(tensors: tuple[torch.Tensor, ...], lengths: tuple[int, ...]) -> torch.Tensor:
-    attention = PackedAttention(SimpleNamespace(kv_channels=16))
+    attention = PackedAttention(SimpleNamespace(kv_channels=16), inverse_R=STILL_R)
     return attention(*tensors, None, packed_seq_params=packing(lengths, CPU))
 
 
@@ -53,10 +55,19 @@ def test_a_packing_says_where_sequences_begin_and_how_long_the_longest_is():
     packed = packing([3, 4], CPU)
     assert packed.cu_seqlens_q.tolist() == [0, 3, 7]
     assert (packed.max_seqlen_q, packed.qkv_format) == (4, "thd")
+    assert packed.positions_T.tolist() == [0, 1, 2, 0, 1, 2, 3]
+
+
+def test_layers_of_one_model_share_the_angles_of_a_packing():
+    packed, tensors = packing(LENGTHS, CPU), heads(2)
+    ours, theirs = torch.rand(8), torch.rand(8)
+    for inverse_R in (ours, ours, theirs):
+        PackedAttention(SimpleNamespace(kv_channels=16), inverse_R=inverse_R)(*tensors, packed_seq_params=packed)
+    assert len(packed.turns) == 2
 
 
 def test_a_given_scale_replaces_the_default():
     tensors = heads(2)
     plain = attend(tensors, LENGTHS)
-    attention = PackedAttention(SimpleNamespace(kv_channels=16), softmax_scale=0.9)
+    attention = PackedAttention(SimpleNamespace(kv_channels=16), inverse_R=STILL_R, softmax_scale=0.9)
     assert not torch.allclose(attention(*tensors, None, packed_seq_params=packing(LENGTHS, CPU)), plain)
