@@ -76,7 +76,7 @@ def read_text(text: str, name: str, line: int | None = None) -> Node:
     except RecursionError:
         raise SpecError(f"{name}: this YAML is nested too deeply to be a configuration.") from None
     except yaml.YAMLError as error:
-        raise SpecError(f"{name}: this is not YAML: {' '.join(str(error).split())}") from None
+        raise SpecError(f"{name}: this is not YAML: {' '.join(str(error).split())}.") from None
     reader = _Reader(name=name, line=line, problems=[])
     node = reader.node(composed) if composed is not None else Node({}, f"{name}:1" if line is None else name)
     if reader.problems:
@@ -115,6 +115,8 @@ class _Reader:
             self.problems.append(f"{self.place(raw)}: anchors and aliases are not supported; write the value out.")
             return Node(None, self.place(raw))
         self.seen.add(id(raw))
+        if not raw.tag.startswith("tag:yaml.org,2002:") or "python" in raw.tag:
+            self.problems.append(f"{self.place(raw)}: the tag {raw.tag!r} is not supported; write the value itself.")
         if isinstance(raw, yaml.MappingNode):
             return Node(self.mapping(raw), self.place(raw))
         if isinstance(raw, yaml.SequenceNode):
@@ -138,11 +140,5 @@ class _Reader:
         return found
 
     def scalar(self, raw: yaml.ScalarNode) -> Scalar:
-        known = raw.tag.startswith("tag:yaml.org,2002:") and not raw.tag.endswith((":binary", ":merge"))
-        if not known or raw.tag.startswith("tag:yaml.org,2002:python"):
-            self.problems.append(
-                f"{self.place(raw)}: the tag or merge {raw.value!r} is not supported; write the value itself."
-            )
-        if raw.style is not None:  # quoted
-            return str(raw.value)
-        return scalar(str(raw.value))
+        is_quoted = raw.style is not None
+        return str(raw.value) if is_quoted else scalar(str(raw.value))

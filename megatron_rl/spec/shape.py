@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib.machinery
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -224,7 +225,10 @@ def _default(value: ast.expr | None, section: Shape | None) -> tuple[object, str
         literal = ast.literal_eval(value)
     except ValueError:
         return UNKNOWN, ast.unparse(value)
-    return (list(literal) if isinstance(literal, tuple) else literal), ast.unparse(value)
+    try:
+        return json.loads(json.dumps(literal)), ast.unparse(value)
+    except TypeError:
+        return UNKNOWN, ast.unparse(value)
 
 
 def _section_default(call: ast.Call, section: Shape) -> object:

@@ -8,7 +8,7 @@ from typing import Final
 from megatron_rl.spec.reading import Node, read_text
 from megatron_rl.spec.resolve import find, names, settings
 from megatron_rl.spec.run import SECTIONS, Section
-from megatron_rl.spec.schema import SpecError, nearest
+from megatron_rl.spec.schema import Shape, SpecError, nearest
 
 BY_NAME: Final[Mapping[str, Section]] = {section.name: section for section in SECTIONS}
 COMMAND_LINE: Final = "command line"
@@ -34,14 +34,27 @@ def _is_named(section: Section, written: dict[str, Node]) -> bool:
 
 
 def in_one_form(root: Node) -> Node:
-    """The same configuration with every choice in the form that `chosen` gives."""
+    """The same configuration with every choice as `chosen` gives it and no section written as a bare value."""
     if not isinstance(root.value, dict):
         return root
-    sections = {
-        name: chosen(BY_NAME[name], node) if name in BY_NAME and BY_NAME[name].kind == "choice" else node
-        for name, node in root.value.items()
-    }
-    return Node(sections, root.place)
+    return Node({name: _section_in_one_form(name, node) for name, node in root.value.items()}, root.place)
+
+
+def _section_in_one_form(name: str, node: Node) -> Node:
+    section = BY_NAME.get(name)
+    if section is None or section.kind == "chain":
+        return node
+    return chosen(section, node) if section.kind == "choice" else _spread(settings(section), node)
+
+
+def _spread(shape: Shape, node: Node) -> Node:
+    """A bare value set under the section's first key, as `precision: bf16` means `precision: {compute: bf16}`."""
+    if node.value is not None and not isinstance(node.value, dict | list):
+        return Node({shape.fields[0].name: node}, node.place)
+    if not isinstance(node.value, dict):
+        return node
+    inner = {field.name: field.type for field in shape.fields if isinstance(field.type, Shape)}
+    return Node({key: _spread(inner[key], at) if key in inner else at for key, at in node.value.items()}, node.place)
 
 
 def merged(base: Node, over: Node, depth: int = 0, name: str = "") -> Node:
@@ -93,7 +106,7 @@ def with_override(root: Node, path: tuple[str, ...], value: Node, problems: list
         is_bare = len(path) == 1 and not isinstance(value.value, dict | list)
         keys = (settings(section).fields[0].name,) if is_bare else path[1:]
         sections[section.name] = _set(current, keys, value, problems)
-    return Node(sections, root.place)
+    return in_one_form(Node(sections, root.place))
 
 
 def _in_choice(section: Section, current: Node, path: tuple[str, ...], value: Node, problems: list[str]) -> Node:
