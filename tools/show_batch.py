@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,8 +22,10 @@ from megatron_rl.batch.columns import DICTIONARY, RESPONSE_TEXT, TOKENS, Column
 from megatron_rl.telemetry.console import printable
 from megatron_rl.telemetry.rollouts import read_pieces
 
-USUAL = ("group", "slot", "prompt_id", "verdict", "reward", "advantage", "tokens", "finish", "response_text")
-_MOST_TEXT = 60
+USUAL = ("group", "slot", "verdict", "reward", "advantage", "tokens", "finish", "response_text")
+_LONG = ("prompt_text", "response_text", "extra", "answer", "error")
+"""Columns that take what room the others leave."""
+_MOST_TEXT = 400
 
 
 def main(arguments: list[str] | None = None, console: Console | None = None) -> int:
@@ -52,12 +55,18 @@ def overview(batch: Batch, names: tuple[str, ...] | list[str], rows: int) -> Tab
         if tuple(names) != USUAL
         else [DICTIONARY[name] for name in names if DICTIONARY[name] in batch]
     )
-    table = Table(title=f"{len(batch)} rollouts, {len(batch.table.column_names)} columns", title_justify="left")
+    title = f"{len(batch)} rollouts, {len(batch.table.column_names)} columns"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, expand=True, padding=(0, 1, 0, 0))
     table.add_column("row", justify="right", style="dim")
     for column in columns:
         is_text = not column.is_ragged and isinstance(batch[column], list)
         table.add_column(
-            column.name, justify="left" if is_text else "right", overflow="fold" if is_text else "ellipsis"
+            column.name,
+            justify="left" if is_text else "right",
+            no_wrap=True,
+            overflow="ellipsis",
+            ratio=1 if column.name in _LONG else None,
+            min_width=None if column.name in _LONG else len(column.name),
         )
     head = batch.take(torch.arange(min(rows, len(batch))))
     cells = [[_cell(head, column, row) for column in columns] for row in range(len(head))]
@@ -74,7 +83,7 @@ def token_table(batch: Batch, row: int, pieces: dict[int, str]) -> Table:
         for column in known(batch, batch.table.column_names)
         if column.is_ragged and column != TOKENS and len(batch.ragged(column).row(row)) == len(token_T)
     ]
-    table = Table(title=f"{len(token_T)} tokens", title_justify="left")
+    table = Table(title=f"{len(token_T)} tokens", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("t", justify="right", style="dim")
     table.add_column("token", justify="right")
     table.add_column("text")

@@ -104,13 +104,18 @@ class ConsoleView:
             self._sample(point.step, batch)
 
     def evaluation(self, evaluation: Evaluation) -> None:
+        """One line a source, every measure with its interval."""
+        measures: dict[str, list[str]] = {}
         for name, value in evaluation.metrics.items():
-            if name.endswith(("/low", "/high")):
+            source, _, measure = name.rpartition("/")
+            if measure in ("low", "high"):
                 continue
             low, high = evaluation.metrics.get(f"{name}/low"), evaluation.metrics.get(f"{name}/high")
             interval = f" [{percent(low)}, {percent(high)}]" if low is not None and high is not None else ""
             shown = percent(value) if 0 <= value <= 1 else short(value)
-            self._print(f"evaluation after step {evaluation.step}: {name} {shown}{interval}", style="bold magenta")
+            measures.setdefault(source, []).append(f"{measure} {shown}{interval}")
+        for source, facts in measures.items():
+            self._print(f"evaluation after step {evaluation.step}: {source}  {'  '.join(facts)}", style="bold magenta")
 
     def close(self, reason: str) -> None:
         if self._is_live:

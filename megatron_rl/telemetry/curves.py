@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -75,10 +75,10 @@ def _stretches(points: list[Point]) -> list[list[Point]]:
     return [points[start : start + size] for start in range(0, len(points), size)]
 
 
-def _means(stretches: Sequence[Sequence[object]]) -> dict[str, Curve]:
+def _means(stretches: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, Curve]:
     """The mean over each stretch of every name that occurs anywhere, in order of first appearance."""
-    names = dict.fromkeys(name for stretch in stretches for numbers in stretch for name in numbers)  # type: ignore[attr-defined]
-    return {name: [_mean([numbers.get(name) for numbers in stretch]) for stretch in stretches] for name in names}  # type: ignore[attr-defined]
+    names = dict.fromkeys(name for stretch in stretches for numbers in stretch for name in numbers)
+    return {name: [_mean([numbers.get(name) for numbers in stretch]) for stretch in stretches] for name in names}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import EPOCH, REUSED, TOKENS, VERSION
+from megatron_rl.batch.columns import EPOCH, REUSED, TOKENS, VERSION, Column
 from megatron_rl.ports import Evaluation, StepRecord
 from megatron_rl.telemetry.metrics import batch_metrics
 
@@ -126,5 +126,5 @@ def finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _newest(batch: Batch, column: object) -> int:
-    return int(batch.numbers(column).max()) if column in batch and len(batch) else 0  # type: ignore[arg-type]
+def _newest(batch: Batch, column: Column) -> int:
+    return int(batch.numbers(column).max()) if column in batch and len(batch) else 0

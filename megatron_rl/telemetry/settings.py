@@ -39,5 +39,5 @@ def open_telemetry(
     optional: list[Sink] = [console]
     if settings.wandb != "off":
         optional.append(WandbRun(project=settings.wandb_project, mode=settings.wandb))
-    required = [JsonlFile(), RolloutFiles(every=settings.rollouts_every, keep=settings.rollouts_keep)]
+    required: list[Sink] = [JsonlFile(), RolloutFiles(every=settings.rollouts_every, keep=settings.rollouts_keep)]
     return Fanout(folder=folder, required=required, optional=optional, warn=console.warn, spec=spec, piece=piece)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -67,7 +67,7 @@ COLUMNS = (
 )
 
 
-def first_match(metrics: Mapping[str, float], patterns: tuple[str, ...]) -> str | None:
+def first_match(metrics: Iterable[str], patterns: tuple[str, ...]) -> str | None:
     """The name of the metric that the earliest pattern matches."""
     return next((name for pattern in patterns for name in metrics if fnmatchcase(name, pattern)), None)
 

@@ -50,11 +50,12 @@ def test_the_wave_shows_requests_and_tokens_a_second(tmp_path):
     assert "tokens/s" in text
 
 
-def test_an_evaluation_is_shown_with_its_interval(tmp_path):
-    assert "evaluation after step 3: arithmetic/pass@1 1" in show(tmp_path, terminal=False).replace(
-        "pass@1 ", "pass@1 1"
-    )
-    assert "/low" not in show(tmp_path, terminal=False)
+def test_an_evaluation_is_one_line_a_source_with_its_intervals(tmp_path):
+    lines = [
+        line for line in show(tmp_path, terminal=False).splitlines() if line.startswith("evaluation after step 3: ")
+    ]
+    assert [line.split()[4] for line in lines] == ["arithmetic", "knights"]
+    assert all(line.count("%, ") == 3 for line in lines)
 
 
 def test_a_sample_cannot_steer_the_terminal_nor_use_markup(tmp_path):
