@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_rl.actor import groups
+from megatron_rl.actor.attention import packing
 from megatron_rl.actor.build import build
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.precision import Precision
@@ -122,3 +123,22 @@ def test_logits_hold_with_interleaved_and_with_uneven_stages(tmp_path):
 def test_logits_hold_with_scaled_rope_and_heads_wider_than_the_hidden_size(tmp_path, scaling):
     case = checkpoint(tmp_path, "llama", head_dim=32, rope_parameters={"rope_theta": 5e4, **scaling}, rms_norm_eps=1e-3)
     compare([case], {})
+
+
+@torch.no_grad()
+def bf16_logits(folder: Path, tokens_T: list[int]) -> tuple[str, np.ndarray | None]:
+    groups.cut(Parallel())
+    model = build(read_config(folder), Parallel(), Precision(compute="bf16"))
+    load(model, folder)
+    (chunk,) = model.chunks
+    packed = packing(LENGTHS, torch.device("cpu"))
+    computed = chunk(torch.tensor([tokens_T]), None, None, packed_seq_params=packed)
+    return str(computed.dtype), computed[0, :, :101].float().numpy()
+
+
+def test_bf16_computes_in_bf16_and_stays_near(checkpoints):
+    for family in FAMILIES:
+        case = checkpoints[family][1]
+        ((dtype, computed_TV),) = ranks.run(bf16_logits, world=1, folder=case.folder, tokens_T=case.tokens_T)
+        assert dtype == "torch.bfloat16"
+        assert np.abs(computed_TV - case.expected_TV).mean() < 0.02 * case.expected_TV.std()

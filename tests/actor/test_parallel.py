@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from megatron_rl.actor.parallel import Coordinates, Parallel
@@ -42,3 +45,9 @@ def test_layers_that_do_not_add_up_are_refused():
         Parallel(pp=2).chunk_layers(3)
     with pytest.raises(LayoutError, match="add up to 5, but the model has 6"):
         Parallel(pp=2, stage_layers=(2, 3)).chunk_layers(6)
+
+
+def test_a_users_choices_are_read_and_checked_without_anything_heavy():
+    modules = ", ".join(f"megatron_rl.actor.{name}" for name in ("parallel", "precision", "recompute", "fit"))
+    script = f"import sys, {modules}; sys.exit(len({{'torch', 'megatron', 'transformers'}} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
