@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +40,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
         return {}
     ok_B = _equal(batch, STATUS, "ok")
     facts = {"rollouts/failed": 1.0 - _mean(ok_B)}
-    ok = batch.where(ok_B)
+    ok = batch if bool(ok_B.all()) else batch.where(ok_B)
     if not len(ok):
         return facts
     return facts | _rewards(ok) | _lengths(ok) | _verdicts(ok) | _groups(ok) | _parity(ok) | _divergence(ok)
@@ -88,13 +87,19 @@ def _groups(batch: Batch) -> dict[str, float]:
 def _parity(batch: Batch) -> dict[str, float]:
     if OLD_LOGPROBS not in batch or SAMPLER_LOGPROBS not in batch:
         return {}
-    tokens = batch.ragged(SAMPLER_LOGPROBS)
-    within_T = torch.arange(len(tokens.values)) - tokens.offsets[tokens.row_T]
-    fresh_T = _live(batch) & (within_T >= batch.numbers(REUSED)[tokens.row_T])
-    gap_T = (batch.ragged(OLD_LOGPROBS).values - tokens.values).abs()[fresh_T]
+    gap_T = (batch.ragged(OLD_LOGPROBS).values - batch.ragged(SAMPLER_LOGPROBS).values).abs()
+    gap_T = gap_T[_live(batch) & _fresh(batch)] if LOSS_MASK in batch or REUSED in batch else gap_T
     if not len(gap_T):
         return {}
-    return dict(zip(PARITY, (_mean(gap_T), float(np.quantile(gap_T.numpy(), 0.99)), float(gap_T.max())), strict=True))
+    nearly_worst = max(1, -(-99 * len(gap_T) // 100))
+    p99 = float(gap_T.kthvalue(nearly_worst).values)
+    return dict(zip(PARITY, (_mean(gap_T), p99, float(gap_T.max())), strict=True))
+
+
+def _fresh(batch: Batch) -> Tensor:
+    """Tokens that did not come from a draft."""
+    tokens = batch.ragged(SAMPLER_LOGPROBS)
+    return torch.arange(len(tokens.values)) >= (tokens.offsets[:-1] + batch.numbers(REUSED))[tokens.row_T]
 
 
 def _divergence(batch: Batch) -> dict[str, float]:

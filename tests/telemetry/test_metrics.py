@@ -64,7 +64,13 @@ def test_parity_looks_at_live_tokens_the_engine_wrote_in_this_step():
     facts = batch_metrics(batch)
     assert facts["parity/mean"] == pytest.approx(0.75 / 4)
     assert facts["parity/max"] == pytest.approx(0.5)
-    assert facts["parity/p99"] == pytest.approx(0.5 - 0.03 * 0.25)
+    assert facts["parity/p99"] == pytest.approx(0.5)
+
+
+def test_one_token_in_a_hundred_is_beyond_the_99th_percentile():
+    gaps = [0.0] * 98 + [0.25, 1.0]
+    batch = Batch.of({SAMPLER_LOGPROBS: logprobs([0.0] * 100), OLD_LOGPROBS: logprobs(gaps)})
+    assert batch_metrics(batch)["parity/p99"] == 0.25
 
 
 def test_divergence_from_the_reference_is_the_k3_estimate():
