@@ -94,6 +94,7 @@ def mutants(run: str, folder: Path) -> Iterator[Mutant]:
         section = line.split(":")[0]
         yield Mutant(f"{run}{section}: {{}}\n", (), (f"the key '{section}' stands twice", "run.yaml:10"))
         yield Mutant(run.replace(f"{section}:", f"{section}z:", 1), (), (f"no section '{section}z'", f"'{section}'"))
+        yield Mutant(run, (f"{section}x.key=1",), (f"no section '{section}x'", f"did you mean '{section}'"))
     for layout in LAYOUTS:
         yield Mutant(run, tuple(f"actor.{part}" for part in layout.split()), ("actor.",))
     for text in BROKEN:
