@@ -33,10 +33,12 @@ def smooth(before: Visits, reward_B: Tensor, group_B: Tensor, alpha: float | Lit
     _, mean_G, variance_G = group_moments(reward_B, group_B, ddof)
     count_G = before.count_G + 1
     weight_G = 1 / count_G.to(mean_G.dtype) if alpha == "1/n" else torch.full_like(mean_G, alpha)
-    weight_G = torch.where(before.count_G == 0, 1.0, weight_G)
-    moved_G = torch.where(before.count_G == 0, 0.0, mean_G - before.mean_G)
-    old_mean_G = torch.where(before.count_G == 0, mean_G, before.mean_G)
-    within_G = (1 - weight_G) * before.variance_G + weight_G * variance_G
+    is_first_G = before.count_G == 0
+    weight_G = torch.where(is_first_G, 1.0, weight_G)
+    old_mean_G = torch.where(is_first_G, mean_G, before.mean_G)
+    old_variance_G = torch.where(is_first_G, variance_G, before.variance_G)
+    moved_G = mean_G - old_mean_G
+    within_G = (1 - weight_G) * old_variance_G + weight_G * variance_G
     between_G = weight_G * (1 - weight_G) * moved_G.square()
     return Visits(old_mean_G + weight_G * moved_G, within_G + between_G, count_G)
 
