@@ -12,6 +12,9 @@ from math import ceil
 Bin = tuple[int, ...]
 """Row numbers of one micro-batch."""
 
+GOOD_ENOUGH = 0.005
+"""Imbalance at which moving rows between ranks stops."""
+
 
 def pack(
     lengths: Sequence[int], *, budget: int, ranks: int, costs: Sequence[float] | None = None
@@ -28,7 +31,7 @@ def pack(
     while bins is None:
         count += ranks
         bins = _fill(lengths, costs, budget, count)
-    return _deal(bins, costs, ranks)
+    return _level(_deal(bins, costs, ranks), lengths, costs, budget)
 
 
 def imbalance(packed: Sequence[Sequence[Bin]], costs: Sequence[float]) -> float:
@@ -71,15 +74,61 @@ def _fill(lengths: Sequence[int], costs: Sequence[float], budget: int, count: in
     return [tuple(members) for members in rows]
 
 
-def _deal(bins: list[Bin], costs: Sequence[float], ranks: int) -> tuple[tuple[Bin, ...], ...]:
+def _deal(bins: list[Bin], costs: Sequence[float], ranks: int) -> list[list[list[int]]]:
     """Costliest bin first, each to the cheapest rank that still lacks one."""
-    weight = {number: sum(costs[row] for row in rows) for number, rows in enumerate(bins)}
-    dealt: list[list[Bin]] = [[] for _ in range(ranks)]
+    weight = {number: _cost(rows, costs) for number, rows in enumerate(bins)}
+    dealt: list[list[list[int]]] = [[] for _ in range(ranks)]
     heap = [(0.0, rank) for rank in range(ranks)]
     heapify(heap)
     for number in sorted(weight, key=lambda number: (-weight[number], number)):
         load, rank = heappop(heap)
-        dealt[rank].append(bins[number])
+        dealt[rank].append(list(bins[number]))
         if len(dealt[rank]) < len(bins) // ranks:
             heappush(heap, (load + weight[number], rank))
-    return tuple(tuple(members) for members in dealt)
+    return dealt
+
+
+def _level(
+    dealt: list[list[list[int]]], lengths: Sequence[int], costs: Sequence[float], budget: int
+) -> tuple[tuple[Bin, ...], ...]:
+    """Rows moved one by one from the costliest rank to cheaper ones, where a giant row made whole bins too coarse."""
+    load = [sum(_cost(rows, costs) for rows in bins) for bins in dealt]
+    mean = sum(load) / len(load)
+    moved = True
+    while moved and max(load) > (1 + GOOD_ENOUGH) * mean:
+        heavy = load.index(max(load))
+        for light in sorted(range(len(load)), key=lambda rank: (load[rank], rank)):
+            row = _best_move(dealt[heavy], dealt[light], load[heavy] - load[light], (lengths, costs, budget))
+            if moved := row is not None:
+                load[heavy] -= costs[row]
+                load[light] += costs[row]
+                break
+    return tuple(
+        tuple(tuple(rows) for rows in sorted(bins, key=lambda rows: (-_cost(rows, costs), rows))) for bins in dealt
+    )
+
+
+def _best_move(
+    giver: list[list[int]], taker: list[list[int]], gap: float, sizes: tuple[Sequence[int], Sequence[float], int]
+) -> int | None:
+    """The row that was moved: the one nearest to closing the gap, into the roomiest bin; None if none helps."""
+    lengths, costs, budget = sizes
+    roomiest = min(taker, key=lambda rows: sum(lengths[row] for row in rows))
+    room = budget - sum(lengths[row] for row in roomiest)
+    fitting = [
+        (abs(gap / 2 - costs[row]), row, rows)
+        for rows in giver
+        if len(rows) > 1
+        for row in rows
+        if lengths[row] <= room and 0 < costs[row] < gap
+    ]
+    if not fitting:
+        return None
+    _, row, rows = min(fitting)
+    rows.remove(row)
+    roomiest.append(row)
+    return row
+
+
+def _cost(rows: Sequence[int], costs: Sequence[float]) -> float:
+    return sum(costs[row] for row in rows)
