@@ -1,9 +1,11 @@
 """What a user may choose about the actor."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.precision import Precision
+from megatron_rl.actor.recipe import OptimizerSettings, UpdateSettings
 from megatron_rl.actor.recompute import Recompute
 
 
@@ -16,3 +18,12 @@ class ActorSettings(Parallel):
 
     recompute: Recompute = Recompute()
     """What it forgets to save memory."""
+
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """How weights follow gradients."""
+
+    update: UpdateSettings = UpdateSettings()
+    """How a batch becomes optimizer steps."""
+
+    reference: Literal["none", "device", "host"] = "none"
+    """Where the frozen reference policy's weights wait between scores; `none` keeps no such policy."""

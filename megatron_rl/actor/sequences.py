@@ -1,0 +1,101 @@
+"""A batch as packed sequences: prompt and response end to end, next tokens as targets, columns beside the responses.
+
+T packed tokens, B rows, R response tokens. The last token of a sequence predicts nothing, so it is not computed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_rl.actor.attention import Packing, packing
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import GROUP, LOSS_MASK, PROMPT_TOKENS, TOKENS, Column
+from megatron_rl.batch.ragged import Ragged
+from megatron_rl.ops.logprobs import response_predictors
+from megatron_rl.ops.segments import row_ids, row_sum
+from megatron_rl.ports import Counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """One micro-batch on the device: T packed tokens of B rows, R of them predict response tokens.
+
+    Rows [5, 9 | 2, 7] and [5 | 1] have tokens [5, 9, 2, 5], predictors [1, 2, 3] and targets [2, 7, 1].
+    """
+
+    rows: Tensor
+    """Row numbers in the batch, on the host."""
+    tokens_1T: Tensor
+    sequences: Packing
+    predictor_R: Tensor
+    target_R: Tensor
+    mask_R: Tensor
+    row_R: Tensor
+    offsets: Tensor
+    columns: dict[str, Tensor]
+
+
+class Sequences:
+    """The rows of a batch that have a response, ready to be packed in any combination."""
+
+    def __init__(self, batch: Batch, reads: Sequence[Column] = ()) -> None:
+        prompts, responses = batch.ragged(PROMPT_TOKENS), batch.ragged(TOKENS)
+        whole = prompts.append(responses)
+        self.responses = responses
+        self.prompt_length_B = prompts.length_B
+        self.inputs = whole.head(whole.length_B - 1)
+        self.lengths: list[int] = self.inputs.length_B.tolist()
+        self.mask = _mask(batch, responses)
+        self.group_B = batch.group_index() if GROUP in batch else torch.arange(len(batch))
+        self.tokens = {column.name: batch.ragged(column) for column in reads if column.is_ragged}
+        self.numbers = {column.name: batch.numbers(column) for column in reads if not column.is_ragged}
+
+    def counts(self, rows: Tensor) -> Counts:
+        """Denominators of an optimizer step over these rows."""
+        mask = self.mask.take(rows)
+        live_B = row_sum(mask.values.bool().long(), mask.offsets)
+        groups = self.group_B[rows][live_B > 0].unique()
+        return Counts(tokens=int(live_B.sum()), rows=int((live_B > 0).sum()), groups=len(groups))
+
+    def pack(self, rows: Sequence[int], padding: int, device: torch.device) -> Packed:
+        """These rows end to end, followed by `padding` tokens that nothing is asked of."""
+        rows_B = torch.tensor(rows, dtype=torch.int64)
+        inputs, targets, mask = self.inputs.take(rows_B), self.responses.take(rows_B), self.mask.take(rows_B)
+        lengths = inputs.length_B.tolist() + ([padding] if padding else [])
+        tokens_T = torch.nn.functional.pad(inputs.values.long(), (0, padding))
+        return Packed(
+            rows=rows_B,
+            tokens_1T=tokens_T[None].to(device),
+            sequences=packing(lengths, device),
+            predictor_R=_predictors(inputs.length_B, self.prompt_length_B[rows_B]).to(device),
+            target_R=targets.values.long().to(device),
+            mask_R=mask.values.to(device),
+            row_R=row_ids(targets.offsets).to(device),
+            offsets=targets.offsets.to(device),
+            columns=self._columns(rows_B, device),
+        )
+
+    def _columns(self, rows_B: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """Floating columns in float32, the type the loss is computed in; whole numbers as they are."""
+        taken = {name: ragged.take(rows_B).values for name, ragged in self.tokens.items()}
+        taken |= {name: values_B[rows_B] for name, values_B in self.numbers.items()}
+        return {
+            name: values.to(device, torch.float32 if values.is_floating_point() else values.dtype)
+            for name, values in taken.items()
+        }
+
+
+def _mask(batch: Batch, responses: Ragged) -> Ragged:
+    """Which response tokens take part in the loss: all of them where the batch says nothing."""
+    if LOSS_MASK in batch:
+        return batch.ragged(LOSS_MASK)
+    return Ragged(torch.ones(len(responses.values), dtype=torch.uint8), responses.offsets)
+
+
+def _predictors(length_B: Tensor, prompt_length_B: Tensor) -> Tensor:
+    """Where the logits of each response token stand, each sequence being without its last token."""
+    whole = Ragged.from_lengths(length_B[:0], length_B + 1)
+    response = response_predictors(whole.offsets, prompt_length_B)
+    return response.predictor_R - row_ids(response.offsets)

@@ -1,0 +1,60 @@
+"""What ranks do in the tests of saving: build, learn from made-up gradients, save and load."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+
+from megatron_rl.actor import groups, saving, weights
+from megatron_rl.actor.build import build
+from megatron_rl.actor.optimizer import Optimizer, OptimizerSettings, wrapped
+from megatron_rl.actor.parallel import Parallel
+from megatron_rl.actor.precision import Precision
+
+
+def learner(folder: Path, parallel: dict, distributed: bool = True):
+    groups.cut(Parallel(**parallel))
+    model = build(weights.read_config(folder), Parallel(**parallel), Precision())
+    weights.load(model, folder)
+    chunks = wrapped(model.chunks, model.config, OptimizerSettings(distributed=distributed))
+    return model, chunks, Optimizer.of(chunks, OptimizerSettings(distributed=distributed))
+
+
+def learn(chunks, optimizer, steps: int) -> None:
+    """Steps on gradients that depend on the weights alone, so equal weights stay equal at every cut."""
+    for _ in range(steps):
+        for chunk in chunks:
+            for parameter in chunk.parameters():
+                parameter.main_grad.copy_(torch.sin(parameter.data * 100))
+        optimizer.step(optimizer.gradient_norm())
+
+
+def save_fresh(folder: Path, to: Path, parallel: dict, steps: int = 3) -> None:
+    _, chunks, optimizer = learner(folder, parallel)
+    learn(chunks, optimizer, steps)
+    saving.save(to, [chunk.module for chunk in chunks], optimizer.megatron, {"steps": steps})
+
+
+def pass_on(folder: Path, at: Path, to: Path, parallel: dict, steps: int = 0) -> dict[str, object]:
+    """Loads a checkpoint into a model that has been somewhere else, learns on, saves again."""
+    _, chunks, optimizer = learner(folder, parallel)
+    learn(chunks, optimizer, 1)
+    progress = saving.load(at, [chunk.module for chunk in chunks], optimizer.megatron)
+    learn(chunks, optimizer, steps)
+    saving.save(to, [chunk.module for chunk in chunks], optimizer.megatron, progress)
+    return progress if dist.get_rank() == 0 else {}
+
+
+def compare(one: Path, other: Path) -> tuple[list[str], list[str]]:
+    """The names of a checkpoint's tensors, and of those that are not the same bits in the other."""
+    ours, theirs = (_flat(dist_checkpointing.load_plain_tensors(str(folder))) for folder in (one, other))
+    differing = [name for name in ours if name not in theirs or not torch.equal(ours[name], theirs[name])]
+    return sorted(ours), differing + sorted(theirs.keys() - ours.keys())
+
+
+def _flat(tree: object, prefix: str = "") -> dict[str, torch.Tensor]:
+    if isinstance(tree, torch.Tensor):
+        return {prefix: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return {name: tensor for key, value in items for name, tensor in _flat(value, f"{prefix}/{key}").items()}
