@@ -92,7 +92,8 @@ class RankPool:
         spawn = get_context("spawn")
         for rank in range(self.size):
             ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(rank, theirs, self.log(rank)), daemon=True)
+            # A daemon may have no children, and Megatron writes checkpoints with some; an end of file ends a rank.
+            process = spawn.Process(target=_serve, args=(rank, theirs, self.log(rank)), daemon=False)
             process.start()
             theirs.close()
             self.processes.append(process)

@@ -92,4 +92,8 @@ def _chunk(
     if has_transformer_engine():
         # Megatron knows one scaling rule with fixed constants; the config's rule and constants replace its frequencies.
         model.rotary_pos_emb.inv_freq = inverse_R
+    # torch makes its norms in float32; the distributed optimizer finds moments by place in a group of one type, so one
+    # parameter of another type would swap the moments of its neighbours.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(config.params_dtype)
     return model.to(device())

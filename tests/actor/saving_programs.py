@@ -58,3 +58,16 @@ def _flat(tree: object, prefix: str = "") -> dict[str, torch.Tensor]:
         return {prefix: tree}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     return {name: tensor for key, value in items for name, tensor in _flat(value, f"{prefix}/{key}").items()}
+
+
+def strangers(folder: Path, parallel: dict) -> list[str]:
+    """Parameters whose place in the optimizer holds a main parameter of other values."""
+    _, chunks, optimizer = learner(folder, parallel)
+    names = {parameter: name for chunk in chunks for name, parameter in chunk.module.named_parameters()}
+    (inner,) = optimizer.megatron.chained_optimizers
+    mistaken = []
+    for parameter, (group, order) in inner.model_param_group_index_map.items():
+        main = inner.optimizer.param_groups[group]["params"][order]
+        if not torch.equal(main.to(parameter.dtype), parameter.flatten()):
+            mistaken.append(names[parameter])
+    return mistaken

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tests import ranks
-from tests.actor.saving_programs import compare, pass_on, save_fresh
+from tests.actor.saving_programs import compare, pass_on, save_fresh, strangers
 from tests.fakes.tiny_models import tiny_folder
 
 HOME = {"tp": 2, "pp": 2}
@@ -52,3 +52,9 @@ def test_steps_after_a_load_are_those_that_would_have_come(saved, tmp_path):
     run(save_fresh, HOME, folder=folder, to=tmp_path / "straight", steps=8)
     run(pass_on, HOME, folder=folder, at=root / "home", to=tmp_path / "resumed", steps=5)
     assert_same(tmp_path / "straight", tmp_path / "resumed")
+
+
+def test_every_parameter_finds_its_own_moments(tmp_path):
+    folder = tiny_folder(tmp_path / "model", "qwen2", num_hidden_layers=4)
+    for mistaken in run(strangers, {"pp": 2, "vpp": 2}, folder=folder):
+        assert mistaken == []
