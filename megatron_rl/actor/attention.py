@@ -17,8 +17,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_rl.actor.rotation import Turns, rotated, turns
 
-_VARLEN_KNOWS_GROUPS = {"enable_gqa", "window_size"} <= signature(varlen_attn).parameters.keys()
-"""Older torch releases ship the variable-length kernel without grouped heads."""
+_VARLEN_TAKES = signature(varlen_attn).parameters.keys()
+_HAS_ONE_KERNEL = {"scale", "window_size"} <= _VARLEN_TAKES
+_KERNEL_KNOWS_GROUPS = "enable_gqa" in _VARLEN_TAKES
+"""Before torch 2.12 the variable-length kernel promises nothing for fewer key-value heads than query heads."""
 
 
 @dataclass
@@ -79,7 +81,7 @@ class PackedAttention(torch.nn.Module):
         """Heads side by side, one row a token; `kwargs` are Megatron's mask type and bias, which a packing implies."""
         turns = self._turns(packed_seq_params, query_THD.dtype)
         query_THD, key_TGD = rotated(query_THD, turns), rotated(key_TGD, turns)
-        if _VARLEN_KNOWS_GROUPS and query_THD.is_cuda and query_THD.dtype in (torch.float16, torch.bfloat16):
+        if _HAS_ONE_KERNEL and query_THD.is_cuda and query_THD.dtype in (torch.float16, torch.bfloat16):
             mixed_THD = self._one_kernel(query_THD, key_TGD, value_TGD, packed_seq_params)
         else:
             mixed_THD = self._run_by_run(query_THD, key_TGD, value_TGD, packed_seq_params.lengths)
@@ -93,6 +95,10 @@ class PackedAttention(torch.nn.Module):
 
     def _one_kernel(self, query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, packed: Packing) -> Tensor:
         bounds, longest = packed.cu_seqlens_q, packed.max_seqlen_q
+        grouped = {"enable_gqa": True} if _KERNEL_KNOWS_GROUPS else {}
+        if not _KERNEL_KNOWS_GROUPS:
+            repeats = query_THD.shape[1] // key_TGD.shape[1]
+            key_TGD, value_TGD = (heads.repeat_interleave(repeats, 1) for heads in (key_TGD, value_TGD))
         mixed_THD = varlen_attn(
             query_THD,
             key_TGD,
@@ -103,7 +109,7 @@ class PackedAttention(torch.nn.Module):
             longest,
             scale=self.scale,
             window_size=(-1, 0),
-            enable_gqa=True,
+            **grouped,
         )
         assert isinstance(mixed_THD, Tensor), "varlen_attn returns a pair only when asked for more"
         return mixed_THD

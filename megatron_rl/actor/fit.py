@@ -1,7 +1,5 @@
 """Whether an architecture can be cut a given way on this machine."""
 
-from importlib.util import find_spec
-
 from megatron_rl.actor.architecture import Architecture
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.reshard.layout import LayoutError
@@ -21,18 +19,11 @@ def check(architecture: Architecture, parallel: Parallel) -> None:
         raise LayoutError(
             f"The {heads + 2 * kv_heads} rows of heads of query, key and value do not divide over tp = {tp}."
         )
-    if parallel.cp > 1 and not _has_split_attention():
+    if parallel.cp > 1:
+        # Megatron would give every context rank all tokens of a packing and count each of them cp times.
         raise LayoutError(
-            f"actor.cp is {parallel.cp}, but attention across ranks comes from Transformer Engine on a GPU, "
-            "which is not here; set cp to 1."
+            f"actor.cp is {parallel.cp}, but packed sequences are not cut over context ranks; "
+            "set cp to 1 and cut long sequences by tp instead."
         )
     if parallel.ep > 1 and not shape.experts:
         raise LayoutError(f"actor.ep is {parallel.ep}, but {shape.family} has no experts; set ep to 1.")
-
-
-def _has_split_attention() -> bool:
-    if find_spec("transformer_engine") is None:
-        return False
-    import torch  # only here: a plan is checked before anything heavy is imported
-
-    return torch.cuda.is_available()

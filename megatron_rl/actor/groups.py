@@ -15,7 +15,11 @@ from megatron_rl.reshard.layout import LayoutError
 
 def join(rank: int, world: int, store: Store, timeout_s: float = 1800.0) -> None:
     """Makes this process one rank of `world`: NCCL between GPUs, gloo where there are none."""
-    backend = "gloo" if cpu.install() else "cpu:gloo,cuda:nccl"
+    backend = "gloo"
+    if not cpu.install():
+        backend = "cpu:gloo,cuda:nccl"
+        # The ranks of a machine are neighbours; a launcher that shows each rank one device leaves it device 0.
+        torch.cuda.set_device(rank % torch.cuda.device_count())
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s))
 
 
