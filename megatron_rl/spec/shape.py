@@ -49,11 +49,12 @@ def find_module(name: str) -> Path | None:
     """The file of a module, found without running the packages above it."""
     search: Sequence[str] | None = None
     spec = None
-    for part in range(1, name.count(".") + 2):
-        spec = importlib.machinery.PathFinder.find_spec(".".join(name.split(".")[:part]), search)
+    for part in name.split("."):
+        # By its last name alone: a dotted name would make a namespace package look for its parent among the imported.
+        spec = importlib.machinery.PathFinder.find_spec(part, search) if part else None
         if spec is None:
             return None
-        search = spec.submodule_search_locations
+        search = list(spec.submodule_search_locations or [])
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 

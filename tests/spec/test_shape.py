@@ -54,6 +54,14 @@ def test_a_base_class_gives_its_fields_and_one_that_cannot_be_read_leaves_the_sh
     assert shape_of("tests.fakes.ideas", "Heir").is_open
 
 
+def test_a_package_without_an_init_file_is_read_too(tmp_path, monkeypatch):
+    (tmp_path / "spacious" / "inner").mkdir(parents=True)
+    (tmp_path / "spacious" / "inner" / "idea.py").write_text("class Idea:\n    size: int = 3\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert shape_of("spacious.inner.idea", "Idea").field("size").default == 3
+    assert "spacious" not in sys.modules
+
+
 def test_what_is_not_there_has_no_shape():
     assert shape_of("tests.fakes.ideas", "Nobody") is None
     assert shape_of("tests.fakes.nowhere", "Price") is None
