@@ -38,16 +38,14 @@ class Origin:
     """Hugging Face folder of the reference policy's weights; None takes those the actor starts with."""
     sampling: Sampling = Sampling()
     """The law rollouts are drawn from, under which every log-probability is meant."""
-    seed: int = 0
 
 
 class MegatronActor:
-    """One rank of the actor; the ranks have joined, and are cut here."""
+    """One rank of the actor. The ranks have joined and been cut before; several actors may share one cut."""
 
     def __init__(self, settings: ActorSettings, origin: Origin) -> None:
         if origin.sampling.temperature == 0:
             raise SpecError("sampling.temperature is 0, under which nothing can be learnt; give it a positive value.")
-        groups.cut(settings, origin.seed)
         self.settings, self.origin = settings, origin
         self.model: Model = build(weights.read_config(origin.folder), settings, settings.precision, settings.recompute)
         self.reference = self._reference()
@@ -93,8 +91,9 @@ class MegatronActor:
             return self._score(sequences)
 
     def close(self) -> None:
-        """Leaves the other ranks."""
-        groups.leave()
+        """Leaves the other ranks, unless another actor of this process already has."""
+        if dist.is_initialized():
+            groups.leave()
 
     def _reference(self) -> Reference | None:
         if self.settings.reference == "none":

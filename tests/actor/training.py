@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
+from megatron.core import parallel_state
 from safetensors.numpy import load_file
 
-from megatron_rl.actor import weights
+from megatron_rl.actor import groups, weights
 from megatron_rl.actor.megatron_actor import MegatronActor, Origin
 from megatron_rl.actor.precision import Precision
 from megatron_rl.actor.recipe import LearningRate, OptimizerSettings, UpdateSettings
@@ -28,15 +29,15 @@ def actor_of(
     """A float32 actor on the ranks that have joined."""
     # With a smaller eps, Adam's first steps blow up the rounding of gradients that are zero but for it.
     chosen = {"learning_rate": LearningRate(peak=1e-3), "eps": 1e-6, **(optimizer or {})}
-    actor = MegatronActor(
-        ActorSettings(
-            precision=Precision(compute="fp32"),
-            optimizer=OptimizerSettings(**chosen),
-            update=UpdateSettings(microbatch_tokens=tokens, **(update or {})),
-            **settings,
-        ),
-        Origin(folder=folder),
+    chosen_settings = ActorSettings(
+        precision=Precision(compute="fp32"),
+        optimizer=OptimizerSettings(**chosen),
+        update=UpdateSettings(microbatch_tokens=tokens, **(update or {})),
+        **settings,
     )
+    if not parallel_state.model_parallel_is_initialized():
+        groups.cut(chosen_settings)
+    actor = MegatronActor(chosen_settings, Origin(folder=folder))
     actor.limits = replace(actor.limits, packed=packed)
     return actor
 
