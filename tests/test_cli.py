@@ -40,7 +40,8 @@ actor: {tp: 2, pp: 2, precision: fp32, recompute: {granularity: full}}
 sampler: {uniform: {prompts: 4, samples: 2}}
 collect: [drafts.reuse, generate, judge, drafts.remember]
 learn: [shrinkage_baseline, {advantage: {}}]
-objective: {"tests.fakes.ideas:Price": {low: 0.1}}
+objective: {clipped: {low: 0.1}}
+reward: tests.fakes.ideas:compute_score
 telemetry: {wandb: "off"}
 """
 LAYOUTS = ("tp=3", "tp=8", "pp=3", "pp=8", "pp=1 vpp=2", "vpp=3", "ep=2", "ep=3", "cp=2", "tp=0", "pp=-1", "dp=0")
@@ -92,7 +93,7 @@ def mutants(run: str, folder: Path) -> Iterator[Mutant]:
             yield Mutant(run, (f"{path}.{name}=[[odd]]",), (f"'{path}.{name}' should be", "list"))
     for line in run.splitlines():
         section = line.split(":")[0]
-        yield Mutant(f"{run}{section}: {{}}\n", (), (f"the key '{section}' stands twice", "run.yaml:10"))
+        yield Mutant(f"{run}{section}: {{}}\n", (), (f"the key '{section}' stands twice", "run.yaml:11"))
         yield Mutant(run.replace(f"{section}:", f"{section}z:", 1), (), (f"no section '{section}z'", f"'{section}'"))
         yield Mutant(run, (f"{section}x.key=1",), (f"no section '{section}x'", f"did you mean '{section}'"))
     for layout in LAYOUTS:

@@ -61,6 +61,7 @@ SECTIONS: Final = (
     Section(name="collect", kind="chain", room="stages", meaning="Stages from drawn prompts to judged rollouts."),
     Section(name="learn", kind="chain", room="stages", meaning="Stages from judged rollouts to what the loss reads."),
     Section(name="objective", kind="choice", room="objectives", meaning="Prices tokens."),
+    Section(name="reward", kind="choice", room="rewards", meaning="Scores answers."),
     Section(
         name="telemetry",
         target="megatron_rl.telemetry.settings:TelemetrySettings",

@@ -60,6 +60,12 @@ class Shape:
     is_open: bool = False
     """Whether a base class elsewhere may bring keys that are not listed here."""
 
+    @property
+    def bare_key(self) -> str:
+        """The key that a bare value stands for, the first; empty where that is a section itself."""
+        first = self.fields[0] if self.fields else None
+        return first.name if first and not isinstance(first.type, Shape) else ""
+
     def field(self, name: str) -> Field | None:
         return next((field for field in self.fields if field.name == name), None)
 

@@ -49,8 +49,8 @@ def _section_in_one_form(name: str, node: Node) -> Node:
 
 def _spread(shape: Shape, node: Node) -> Node:
     """A bare value set under the section's first key, as `precision: bf16` means `precision: {compute: bf16}`."""
-    if node.value is not None and not isinstance(node.value, dict | list):
-        return Node({shape.fields[0].name: node}, node.place)
+    if node.value is not None and not isinstance(node.value, dict | list) and shape.bare_key:
+        return Node({shape.bare_key: node}, node.place)
     if not isinstance(node.value, dict):
         return node
     inner = {field.name: field.type for field in shape.fields if isinstance(field.type, Shape)}
@@ -103,8 +103,9 @@ def with_override(root: Node, path: tuple[str, ...], value: Node, problems: list
     elif section.kind == "choice":
         sections[section.name] = _in_choice(section, current, path, value, problems)
     else:
-        is_bare = len(path) == 1 and not isinstance(value.value, dict | list)
-        keys = (settings(section).fields[0].name,) if is_bare else path[1:]
+        bare_key = settings(section).bare_key
+        is_bare = len(path) == 1 and bare_key and not isinstance(value.value, dict | list)
+        keys = (bare_key,) if is_bare else path[1:]
         sections[section.name] = _set(current, keys, value, problems)
     return in_one_form(Node(sections, root.place))
 

@@ -15,8 +15,8 @@ def read_section(shape: Shape, node: Node, path: str, problems: list[str]) -> di
     """The plain values written for a section. One bare value stands for the section's first key (`precision: bf16`)."""
     if node.value is None:
         node = Node({}, node.place)
-    if not isinstance(node.value, dict | list) and shape.fields:
-        node = Node({shape.fields[0].name: node}, node.place)
+    if not isinstance(node.value, dict | list) and shape.bare_key:
+        node = Node({shape.bare_key: node}, node.place)
     if not isinstance(node.value, dict):
         problems.append(f"{node.place}: '{path}' should be a mapping of keys, but is {node.kind}.")
         return {}

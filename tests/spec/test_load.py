@@ -9,7 +9,8 @@ schedule: {steps: 3}
 sampler: {uniform: {prompts: 4, samples: 2}}
 collect: [generate, judge]
 learn: [leave_one_out_baseline, advantage]
-objective: {"tests.fakes.ideas:Price": {low: 0.1}}
+objective: {clipped: {low: 0.1}}
+reward: tests.fakes.ideas:compute_score
 """
 
 

@@ -60,6 +60,11 @@ def test_one_bare_value_stands_for_the_first_key():
     assert problems_of(ACTOR, "precision: fp31")[0].startswith("x.yaml:1: 'part.precision.compute' should be one of")
 
 
+def test_no_bare_value_stands_for_a_whole_section():
+    (problem,) = problems_of(ACTOR, "optimizer: 3")
+    assert problem == "x.yaml:1: 'part.optimizer' should be a mapping of keys, but is 3 (a number)."
+
+
 def test_a_section_that_is_a_list_is_refused_and_an_empty_one_is_all_defaults():
     assert problems_of(PRICE, "[1]") == ["x.yaml:1: 'part' should be a mapping of keys, but is a list of 1."]
     assert problems_of(PRICE, "") == []
