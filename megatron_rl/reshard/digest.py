@@ -12,7 +12,7 @@ Verify = Literal["off", "sample", "full"]
 each version: it finds a bucket that holds something else, and a flipped bit only by luck. `off` trusts the bytes."""
 
 HEADER_BYTES = 64
-SAMPLED_WORDS = 1 << 14
+SAMPLED_WORDS = 1 << 11
 _ROW = 1 << 16
 _WRAP = 1 << 64
 

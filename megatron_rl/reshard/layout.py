@@ -47,35 +47,35 @@ class ModelShape:
     item_bytes: int = 2
 
     @staticmethod
-    def of(config: Mapping[str, object]) -> "ModelShape":
+    def of(hf_config: Mapping[str, object]) -> "ModelShape":
         """The sizes that a parsed config.json gives."""
-        family = config.get("model_type")
+        family = hf_config.get("model_type")
         if family not in FAMILIES:
             raise LayoutError(
                 f"config.json has model_type {family!r}, but the families with a table are {', '.join(FAMILIES)}; "
                 "choose one of them or add a table to reshard/names.py."
             )
         for key in ("mlp_bias", "attention_bias"):
-            if config.get(key):
+            if hf_config.get(key):
                 raise LayoutError(f"config.json sets {key}, but the table of {family} has no such tensors; unset it.")
         layers, hidden, heads = (
-            _whole(config, key) for key in ("num_hidden_layers", "hidden_size", "num_attention_heads")
+            _whole(hf_config, key) for key in ("num_hidden_layers", "hidden_size", "num_attention_heads")
         )
-        experts = _whole(config, "num_experts", 0) if FAMILIES[str(family)].sparse else 0
+        experts = _whole(hf_config, "num_experts", 0) if FAMILIES[str(family)].sparse else 0
         return ModelShape(
             family=str(family),
             layers=layers,
             hidden=hidden,
             heads=heads,
-            kv_heads=_whole(config, "num_key_value_heads", heads),
-            head_dim=_whole(config, "head_dim", hidden // heads),
-            ffn=_whole(config, "intermediate_size"),
-            vocabulary=_whole(config, "vocab_size"),
-            tied=bool(config.get("tie_word_embeddings")),
+            kv_heads=_whole(hf_config, "num_key_value_heads", heads),
+            head_dim=_whole(hf_config, "head_dim", hidden // heads),
+            ffn=_whole(hf_config, "intermediate_size"),
+            vocabulary=_whole(hf_config, "vocab_size"),
+            tied=bool(hf_config.get("tie_word_embeddings")),
             experts=experts,
-            expert_ffn=_whole(config, "moe_intermediate_size") if experts else 0,
-            dense_layers=_dense_layers(config, layers) if experts else (),
-            item_bytes=ITEM_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 2),
+            expert_ffn=_whole(hf_config, "moe_intermediate_size") if experts else 0,
+            dense_layers=_dense_layers(hf_config, layers) if experts else (),
+            item_bytes=ITEM_BYTES.get(str(hf_config.get("dtype") or hf_config.get("torch_dtype")), 2),
         )
 
     def is_sparse(self, layer: int) -> bool:
@@ -221,15 +221,15 @@ def share(size: int, rank: int, ranks: int, what: str) -> Interval:
     return rank * each, (rank + 1) * each
 
 
-def _whole(config: Mapping[str, object], key: str, default: int | None = None) -> int:
-    value = default if config.get(key) is None else config[key]
+def _whole(hf_config: Mapping[str, object], key: str, default: int | None = None) -> int:
+    value = default if hf_config.get(key) is None else hf_config[key]
     if not isinstance(value, int):
         raise LayoutError(f"config.json needs {key} as a whole number, but has {value!r}.")
     return value
 
 
-def _dense_layers(config: Mapping[str, object], layers: int) -> tuple[int, ...]:
-    step, listed = _whole(config, "decoder_sparse_step", 1), config.get("mlp_only_layers") or ()
+def _dense_layers(hf_config: Mapping[str, object], layers: int) -> tuple[int, ...]:
+    step, listed = _whole(hf_config, "decoder_sparse_step", 1), hf_config.get("mlp_only_layers") or ()
     if not isinstance(listed, list | tuple):
         raise LayoutError(f"config.json needs mlp_only_layers as a list of layers, but has {listed!r}.")
     return tuple(layer for layer in range(layers) if layer in listed or (layer + 1) % step)

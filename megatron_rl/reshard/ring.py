@@ -39,10 +39,10 @@ class _Ring:
     def __init__(self, path: Path, slots_in_file: int) -> None:
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), PAGE + slots_in_file)
-        page = torch.frombuffer(memoryview(self._map), dtype=torch.uint8)
-        self.path, self.file_slots, self.note_page = path, page[PAGE:], page[_NOTE:PAGE]
-        self.state = page[:_NOTE].view(torch.int64)
-        self.slots: Tensor = self.file_slots
+        self.path = path
+        self.state = memoryview(self._map)[:_NOTE].cast("q")
+        self.note = memoryview(self._map)[_NOTE:PAGE]
+        self.slots: Tensor = torch.frombuffer(self._map, dtype=torch.uint8)[PAGE:]
 
     def wait(self, ready: Callable[[], bool], what: str, deadline: float) -> None:
         pause = 0.0
@@ -53,8 +53,7 @@ class _Ring:
             pause = min(1e-3, pause + 1e-5)
 
     def slot(self, turn: int, size: int) -> Tensor:
-        bytes_, count = int(self.state[_SLOT_BYTES]), int(self.state[_SLOTS])
-        at = turn % count * bytes_
+        at = turn % self.state[_SLOTS] * self.state[_SLOT_BYTES]
         return self.slots[at : at + size]
 
 
@@ -62,7 +61,7 @@ class SharedMemoryWire:
     """Rings in host memory, named after a `key` that every process of the run knows and no other run uses."""
 
     def __init__(
-        self, key: str, folder: Path | None = None, slot_bytes: int = 4 << 20, slots: int = 3, timeout_s: float = 600.0
+        self, key: str, folder: Path | None = None, slot_bytes: int = 4 << 20, slots: int = 4, timeout_s: float = 600.0
     ) -> None:
         self.bucket_bytes = slot_bytes
         self._key, self._folder, self._slots, self._timeout_s = key, folder or memory_folder(), slots, timeout_s
@@ -73,8 +72,8 @@ class SharedMemoryWire:
         """Sends the `size` bytes that `fill` writes."""
         deadline = time.monotonic() + self._timeout_s
         ring = self._rings.get(pair) or self._join(pair, deadline)
-        turn = int(ring.state[_WRITTEN])
-        ring.wait(lambda: turn - int(ring.state[_READ]) < int(ring.state[_SLOTS]), "an empty slot", deadline)
+        turn = ring.state[_WRITTEN]
+        ring.wait(lambda: turn - ring.state[_READ] < ring.state[_SLOTS], "an empty slot", deadline)
         fill(ring.slot(turn, size))
         self._settle()
         ring.state[_WRITTEN] = turn + 1
@@ -83,8 +82,8 @@ class SharedMemoryWire:
         """Hands `take` the next `size` bytes."""
         deadline = time.monotonic() + self._timeout_s
         ring = self._rings.get(pair) or self._make(pair)
-        turn = int(ring.state[_READ])
-        ring.wait(lambda: int(ring.state[_WRITTEN]) > turn, "a bucket", deadline)
+        turn = ring.state[_READ]
+        ring.wait(lambda: ring.state[_WRITTEN] > turn, "a bucket", deadline)
         take(ring.slot(turn, size))
         self._settle()
         ring.state[_READ] = turn + 1
@@ -112,7 +111,7 @@ class SharedMemoryWire:
         ring = _Ring(path, in_file)
         ring.state[_SLOT_BYTES], ring.state[_SLOTS] = self.bucket_bytes, self._slots
         note = self._place_slots(ring)
-        ring.note_page[: len(note)] = torch.frombuffer(bytearray(note), dtype=torch.uint8) if note else 0
+        ring.note[: len(note)] = note
         ring.state[_NOTE_BYTES] = len(note)
         ring.state[_READY] = 1
         self._rings[pair] = ring
@@ -125,13 +124,13 @@ class SharedMemoryWire:
                 raise TransferError(f"rank {pair.receiver} did not open {path.name} in {self._timeout_s} s; is it up?")
             time.sleep(1e-3)
         ring = _Ring(path, self._file_bytes())
-        ring.wait(lambda: int(ring.state[_READY]) == 1, "the receiver", deadline)
-        if int(ring.state[_SLOT_BYTES]) != self.bucket_bytes:
+        ring.wait(lambda: ring.state[_READY] == 1, "the receiver", deadline)
+        if ring.state[_SLOT_BYTES] != self.bucket_bytes:
             raise LayoutError(
-                f"the receiver's slots have {int(ring.state[_SLOT_BYTES])} bytes, the sender's {self.bucket_bytes}; "
+                f"the receiver's slots have {ring.state[_SLOT_BYTES]} bytes, the sender's {self.bucket_bytes}; "
                 "give both the same slot_bytes."
             )
-        self._find_slots(ring, bytes(ring.note_page[: int(ring.state[_NOTE_BYTES])].tolist()))
+        self._find_slots(ring, bytes(ring.note[: ring.state[_NOTE_BYTES]]))
         self._rings[pair] = ring
         return ring
 

@@ -12,7 +12,7 @@ from megatron_rl.reshard.local import load_rank
 from megatron_rl.reshard.megatron import megatron_layout
 from megatron_rl.reshard.placement import colocated, split
 from megatron_rl.reshard.plan import ReshardPlan, plan
-from megatron_rl.reshard.ring import SharedMemoryWire
+from megatron_rl.reshard.ring import CudaIpcWire, SharedMemoryWire
 from megatron_rl.reshard.transport import Exchange, Parameters
 from tests.reshard import by_hand
 
@@ -87,3 +87,19 @@ def exchange(kind: str, wire: str, key: str = "", bucket_bytes: int = 1024) -> d
             wrong += differing(tensors, own, version)
     carrier.close()
     return {"bytes": report.bytes, "bound": report.bound, "messages": report.messages, "wrong": wrong}
+
+
+def on_gpu(tensors: Parameters) -> Parameters:
+    return {name: tensor.cuda() for name, tensor in tensors.items()}
+
+
+def send_over_cuda_ipc(key: str) -> None:
+    """Two syncs from both source ranks to another process of this GPU."""
+    made, wire = plan_of("split"), CudaIpcWire(key, slot_bytes=1 << 16, timeout_s=120)
+    sources = {rank: on_gpu(parameters(made.source, rank, checkpoint(1))) for rank in range(2)}
+    sync = Exchange(plan=made, wire=wire, sources=sources, dtype=torch.float32, verify="full")
+    for version in (1, 2):
+        for rank, tensors in sources.items():
+            for name, tensor in parameters(made.source, rank, checkpoint(version)).items():
+                tensors[name].copy_(tensor)
+        sync.run(version)

@@ -1,5 +1,6 @@
 import os
 import uuid
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from megatron_rl.reshard.buckets import Pair
 from megatron_rl.reshard.digest import TransferError
 from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.reshard.ring import CudaIpcWire, SharedMemoryWire, memory_folder
+from megatron_rl.reshard.transport import Exchange
 from tests import ranks
-from tests.reshard.exchanges import exchange
+from tests.reshard.exchanges import differing, exchange, on_gpu, parameters, plan_of, send_over_cuda_ipc
 
 PAIR = Pair(0, 1)
 
@@ -64,3 +66,21 @@ def test_a_second_run_of_the_same_name_is_refused(tmp_path):
 def test_cuda_ipc_without_cuda_is_refused():
     with pytest.raises(LayoutError, match="needs a CUDA device and this machine has none"):
         CudaIpcWire("run")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_weights_cross_between_processes_that_share_a_gpu():
+    key = f"test-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    process = get_context("spawn").Process(target=send_over_cuda_ipc, args=(key,))
+    process.start()
+    wire, made = CudaIpcWire(key, slot_bytes=1 << 16, timeout_s=120), plan_of("split")
+    targets = {rank: on_gpu(parameters(made.target, rank, None)) for rank in range(2)}
+    sync = Exchange(plan=made, wire=wire, targets=targets, dtype=torch.float32, verify="full")
+    for version in (1, 2):
+        assert sync.run(version).ratio == 1.0
+        for rank, tensors in targets.items():
+            assert differing({name: tensor.cpu() for name, tensor in tensors.items()}, rank, version) == []
+    process.join(60)
+    wire.close()
+    assert process.exitcode == 0
