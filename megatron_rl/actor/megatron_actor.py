@@ -1,7 +1,7 @@
 """The policy being trained by Megatron-Core. Every rank calls the same methods with the same arguments."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,13 +10,13 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_rl.actor import groups, schedule, vocab_parallel, weights
+from megatron_rl.actor import groups, saving, schedule, vocab_parallel, weights
 from megatron_rl.actor.build import Model, build
 from megatron_rl.actor.cpu import device
 from megatron_rl.actor.guard import NotFinite, tainted_rows
 from megatron_rl.actor.learning import Outcome, Step, share
 from megatron_rl.actor.microbatch import Limits, cost_of
-from megatron_rl.actor.optimizer import Optimizer, wrapped
+from megatron_rl.actor.optimizer import Optimizer, Progress, wrapped
 from megatron_rl.actor.reference import Reference
 from megatron_rl.actor.sequences import Packed, Sequences
 from megatron_rl.actor.settings import ActorSettings
@@ -89,6 +89,15 @@ class MegatronActor:
             raise SpecError("The reference policy is asked for, but actor.reference is 'none'; set 'device' or 'host'.")
         with self.reference.inside(self.model):
             return self._score(sequences)
+
+    def save(self, folder: Path) -> None:
+        """Writes parameters, moments and progress, readable at any other cut."""
+        saving.save(folder, self.model.chunks, self.optimizer.megatron, asdict(self.optimizer.progress))
+
+    def load(self, folder: Path) -> None:
+        """Continues from a saved state; the reference policy stays the one the actor was made with."""
+        progress = saving.load(folder, self.model.chunks, self.optimizer.megatron)
+        self.optimizer.progress = Progress(**progress)  # type: ignore[arg-type]  # what `save` wrote
 
     def close(self) -> None:
         """Leaves the other ranks, unless another actor of this process already has."""

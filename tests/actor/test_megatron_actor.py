@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_rl.actor import weights
 from megatron_rl.actor.parallel import Parallel
+from megatron_rl.actor.recipe import LearningRate
 from megatron_rl.batch.columns import OLD_LOGPROBS, TOKENS
 from megatron_rl.objectives.clipped import Clipped
 from megatron_rl.spec.schema import SpecError
@@ -163,3 +165,28 @@ def test_what_cannot_be_done_is_said_in_one_sentence(folder):
     ((no_reference, few_groups),) = ranks.run(refused, world=1, folder=folder)
     assert "actor.reference" in no_reference
     assert "actor.update.steps is 9" in few_groups
+
+
+def stop_and_go(folder: Path, saved: Path, **choices: Any) -> list[bool]:
+    schedule = LearningRate(peak=1e-3, schedule="linear", warmup=2, steps=8)
+    choices["optimizer"] = {**choices.get("optimizer", {}), "learning_rate": schedule}
+    whole = actor_of(folder, **choices)
+    whole.update(BATCHES[0], Clipped())
+    whole.save(saved)
+    resumed = actor_of(folder, **choices)
+    resumed.load(saved)
+    same = []
+    for batch in (*BATCHES, *BATCHES[:2]):
+        one, other = whole.update(batch, Clipped()), resumed.update(batch, Clipped())
+        same.append(one.metrics == other.metrics)
+    pairs = zip(weights.parameters(whole.model).values(), weights.parameters(resumed.model).values(), strict=True)
+    return [*same, all(torch.equal(one, other) for one, other in pairs)]
+
+
+@pytest.mark.parametrize(
+    "choices", [{}, {"tp": 2, "pp": 2}, {"dp": 2}, {"dp": 2, "optimizer": {"distributed": False}}], ids=str
+)
+def test_stopping_and_going_on_is_never_having_stopped(folder, tmp_path, choices):
+    world = choices.get("tp", 1) * choices.get("pp", 1) * choices.get("dp", 1)
+    for answer in ranks.run(stop_and_go, world=world, folder=folder, saved=tmp_path / "saved", **choices):
+        assert answer == [True] * 6
