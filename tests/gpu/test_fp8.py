@@ -83,7 +83,7 @@ def test_micro_batches_in_fp8_are_padded_to_what_the_kernels_take(alone, qwen3):
 def test_scales_of_32_are_refused_before_blackwell():
     if torch.cuda.get_device_capability() >= (10, 0):
         pytest.skip("this GPU has the recipe mxfp8")
-    with pytest.raises(SpecError, match="mxfp8|transformer_engine"):
+    with pytest.raises(SpecError, match=r"mxfp8|transformer_engine"):
         check_hardware(Precision(compute="fp8", recipe="mxfp8"))
 
 
