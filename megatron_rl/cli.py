@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = COMMANDS[name]
     parser = argparse.ArgumentParser(prog=f"megatron-rl {name}", description=command.meaning, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    command.add_arguments(parser)
     try:
+        command.add_arguments(parser)
         return command.run(_parsed(parser, rest))
     except SpecError as error:
         print(error, file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -164,6 +165,28 @@ def test_a_process_answers_in_one_line_without_importing_anything_heavy(run, tmp
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout.strip() == "set()"
+
+
+def test_the_installed_command_works_from_any_folder(run, tmp_path):
+    script = Path(sys.executable).with_name("megatron-rl")
+    if not script.exists():
+        pytest.skip("the package is not installed in this environment, only on its path")
+    path = tmp_path / "run.yaml"
+    path.write_text(run.replace("tests.fakes.ideas:compute_score", "my_reward:mine"))
+    (tmp_path / "my_reward.py").write_text("def mine(): ...\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    for given, code, said in (((), DONE, "model:"), (("actor.tpp=2",), WRONG, "did you mean 'tp'?")):
+        done = subprocess.run(
+            [script, "train", path, "--dry-run", *given],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        assert said in done.stdout + done.stderr
+        assert (done.stdout + done.stderr).count("Traceback") == 0
 
 
 def test_a_file_that_is_not_there_is_said_so(capsys):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ast
 import importlib.machinery
+import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -47,14 +48,16 @@ class Module:
 
 def find_module(name: str) -> Path | None:
     """The file of a module, found without running the packages above it."""
-    search: Sequence[str] | None = None
-    spec = None
-    for part in name.split("."):
+    first, *rest = name.split(".")
+    try:
+        # Through every finder, since an editable install has one of its own; a first name alone imports nothing.
+        spec = importlib.util.find_spec(first) if first else None
+    except ValueError:  # a module in use that was not found but made, such as __main__
+        return None
+    for part in rest:
         # By its last name alone: a dotted name would make a namespace package look for its parent among the imported.
+        search = list(spec.submodule_search_locations or []) if spec else []
         spec = importlib.machinery.PathFinder.find_spec(part, search) if part else None
-        if spec is None:
-            return None
-        search = list(spec.submodule_search_locations or [])
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -62,11 +63,29 @@ def test_a_package_without_an_init_file_is_read_too(tmp_path, monkeypatch):
     assert "spacious" not in sys.modules
 
 
+def test_a_package_that_only_a_finder_of_its_own_knows_is_read_too(tmp_path, monkeypatch):
+    """As in an editable install, whose folder is not on the path."""
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / "__init__.py").write_text("")
+    (tmp_path / "away" / "idea.py").write_text("class Idea:\n    size: int = 3\n")
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, *_):
+            where = tmp_path / "away" / "__init__.py"
+            return importlib.util.spec_from_file_location(name, where) if name == "away" else None
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    assert shape_of("away.idea", "Idea").field("size").default == 3
+    assert "away" not in sys.modules
+
+
 def test_what_is_not_there_has_no_shape():
     assert shape_of("tests.fakes.ideas", "Nobody") is None
     assert shape_of("tests.fakes.nowhere", "Price") is None
     assert find_module("no_such_package.module") is None
     assert read_module("sys") is None
+    assert find_module("__main__.x") is None
 
 
 def test_the_text_of_every_idea_tells_what_its_class_says():
