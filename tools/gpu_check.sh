@@ -1,40 +1,29 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call: versions, the tests under tests/gpu, then its benches (tests/gpu/bench_*.py).
-# What it prints is kept under tests/gpu/results/, or in the folder given as the first argument.
-# Uses PYTHON (default python3) as it is: GPU machines bring their own torch and Transformer Engine.
+# Everything that needs a GPU, in one call: versions, the tests under tests/gpu, the benchmark, and one dated report.
+#
+#   tools/gpu_check.sh [FOLDER] [bench_gpu.py's choices]      e.g. tools/gpu_check.sh "" --model 0.6b
+#
+# The report goes to FOLDER, else to $OUT, else to tests/gpu/results. PYTHON (default python3) is used as it is: GPU
+# machines bring their own torch and Transformer Engine. Exits 1 when a test or the benchmark failed, 2 without a GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
-results="${1:-tests/gpu/results}"
-mkdir -p "$results"
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+folder="${1:-${OUT:-tests/gpu/results}}"
+[ "$#" -gt 0 ] && shift
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
 
-"$python" - <<'PY' | tee "$results/versions.txt" || exit 2
-import platform
-import sys
-from importlib.metadata import PackageNotFoundError, version
-
-import torch
-
-if not torch.cuda.is_available():
-    sys.exit("this machine has no CUDA device; the rest of the tests are `make test`")
-print("device", torch.cuda.get_device_name(), "capability", torch.cuda.get_device_capability())
-print("python", platform.python_version(), "CUDA", torch.version.cuda)
-for package in ("torch", "megatron-core", "transformer-engine", "apex", "vllm", "transformers", "pyarrow", "pydantic"):
-    try:
-        print(package, version(package))
-    except PackageNotFoundError:
-        print(package, "absent")
-PY
-[ "${PIPESTATUS[0]}" -eq 0 ] || exit 2
+"$python" tools/gpu_report.py || exit 1
+if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "this machine has no CUDA device; the tests that need none are \`make test\`" >&2
+    exit 2
+fi
 
 failed=0
-"$python" -m pytest -m gpu -ra tests/gpu 2>&1 | tee "$results/tests.txt"
-[ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
-for bench in tests/gpu/bench_*.py; do
-    [ -e "$bench" ] || continue
-    echo "== $bench"
-    "$python" "$bench" 2>&1 | tee "$results/$(basename "$bench" .py).txt"
-    [ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
-done
+# Only files with such tests are collected: the others may import what a GPU machine does not have.
+mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | sort)
+"$python" -m pytest -ra -m gpu "${files[@]}" --junitxml "$scratch/tests.xml" || failed=1
+"$python" tools/bench_gpu.py --json "$scratch/bench.json" "$@" || failed=1
+"$python" tools/gpu_report.py "$folder" --tests "$scratch/tests.xml" --bench "$scratch/bench.json" || failed=1
 exit "$failed"
