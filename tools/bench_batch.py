@@ -1,6 +1,6 @@
 """Prints what column algebra costs on a batch of 10,000 rollouts of 512 tokens, beside a plain copy of its bytes.
 
-    python tools/bench_batch.py [--rows 10000] [--tokens 512]
+python tools/bench_batch.py [--rows 10000] [--tokens 512]
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def main() -> None:
         "keep half the rows": lambda: batch.where(order_B % 2),
         "concat two batches": lambda: Batch.concat([batch, batch]),
     }
-    print(f"{len(batch):,} rollouts, {batch.table.nbytes / 2**20:.0f} MiB; copying its bytes takes {copy_s * 1e3:.2f} ms")
+    print(
+        f"{len(batch):,} rollouts, {batch.table.nbytes / 2**20:.0f} MiB; copying its bytes takes {copy_s * 1e3:.2f} ms"
+    )
     for name, action in actions.items():
         seconds = best_of(5, action)
         print(f"{name:22s} {seconds * 1e3:9.3f} ms   {seconds / copy_s:7.3f} copies")
