@@ -16,6 +16,8 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
+from megatron_rl.answers import Question as Question
+from megatron_rl.answers import Score as Score
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import Column
 from megatron_rl.batch.memory import Memory
@@ -222,29 +224,6 @@ class Objective(Protocol):
     def needs_entropy(self) -> bool: ...
 
     def price(self, tokens: Tokens, counts: Counts) -> Priced: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What a reward sees of one rollout."""
-
-    response: str
-    answer: str
-    prompt: str = ""
-    source: str = ""
-    extra: Mapping[str, object] = field(default_factory=dict)
-    finish: str = "stop"
-    length: int = 0
-    """Response tokens, for length shaping."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """A reward's answer. `correct`, 0 or 1, is what selection uses; `extracted` is None where nothing was parsed."""
-
-    reward: float
-    correct: int
-    extracted: str | None
 
 
 class Reward(Protocol):

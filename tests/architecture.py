@@ -14,9 +14,9 @@ PACKAGE = "megatron_rl"
 IDEAS = ("stages", "samplers", "objectives", "rewards")
 MACHINES = ("actor", "rollout", "cluster", "data", "telemetry")
 FLOORS: Mapping[str, int] = (
-    dict.fromkeys(("batch", "spec"), 0)
+    dict.fromkeys(("answers", "batch", "spec"), 0)
     | {"ops": 1}
-    | dict.fromkeys(("ports", "pipeline", "buffer", "drawing", "reshard"), 2)
+    | dict.fromkeys(("ports", "pipeline", "buffer", "drawing", "nursery", "reshard"), 2)
     | dict.fromkeys((*IDEAS, *MACHINES), 3)
     | dict.fromkeys(("loop", "evaluate", "checkpoint"), 4)
     | dict.fromkeys(("cli", "assemble", "planner"), 5)
@@ -33,7 +33,10 @@ DOORS: Mapping[str, tuple[str, ...]] = {
 }
 HEAVY = (*DOORS, "torch", "transformers", "matplotlib")
 """Packages that a function may import for itself, where their door allows them at all."""
-WITHOUT_TORCH = ("spec", "reshard.layout", "reshard.names", "reshard.plan", "reshard.bound", "cli")
+WITHOUT_TORCH = (
+    *("answers", "nursery", "rewards.grader", "rewards.math", "spec", "cli"),
+    *("reshard.layout", "reshard.names", "reshard.plan", "reshard.bound"),
+)
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 300, 60, 5
 FORBIDDEN_CALLS = ("eval", "exec", "compile", "torch.load", "yaml.load", "yaml.unsafe_load", "os.system", "os.popen")

@@ -1,0 +1,47 @@
+"""What users might bring as a reward: good, bad and hanging."""
+
+import os
+import subprocess
+import sys
+import time
+
+from megatron_rl.answers import Question, Score
+
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    return {
+        "score": 0.5 + 0.5 * (solution_str == ground_truth),
+        "acc": solution_str == ground_truth,
+        "pred": data_source,
+    }
+
+
+def length_reward(question: Question) -> float:
+    return question.length / 10
+
+
+def two_arguments(solution, truth):
+    return 0.0
+
+
+def moody(question: Question) -> Score:
+    """Does what the response says; silence costs a point."""
+    if question.response == "sleep":
+        time.sleep(600)
+    if question.response == "sleep with a child":
+        subprocess.Popen(["sleep", "600"])
+        time.sleep(600)
+    if question.response == "raise":
+        raise ValueError("no good")
+    if question.response == "die":
+        os._exit(3)
+    if question.response == "eat memory":
+        bytearray(1 << 30)
+    if question.response == "not a number":
+        return Score(reward=float("nan"), correct=0, extracted=None)
+    if question.response == "torch?":
+        return Score(reward=1.0, correct=1, extracted=str(sorted({"torch", "pyarrow", "numpy"} & set(sys.modules))))
+    if question.response == "print":
+        print("chatter")
+    correct = int(question.response == question.answer)
+    return Score(reward=float(correct) if question.response else -1.0, correct=correct, extracted=question.response)
