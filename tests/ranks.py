@@ -164,6 +164,8 @@ def _serve(rank: int, connection: Connection, log: Path) -> None:
         os.dup2(stream.fileno(), sys.stderr.fileno())
         faulthandler.register(signal.SIGUSR1, file=stream, all_threads=True)
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        # These ranks are a CPU's also on a machine with a GPU, where NCCL would refuse two of them on one device.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # The imports that cost seconds, paid by the ranks and only once; the session itself never pays them.
         import torch
 

@@ -1,9 +1,12 @@
+from inspect import signature
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from megatron_rl.actor import attention
 from megatron_rl.actor.attention import PackedAttention, equal_runs, packing
 
 LENGTHS = (5, 5, 3, 1, 7, 7, 7)
@@ -20,8 +23,8 @@ def heads(kv_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def attend(tensors: tuple[torch.Tensor, ...], lengths: tuple[int, ...]) -> torch.Tensor:
-    attention = PackedAttention(SimpleNamespace(kv_channels=16), inverse_R=STILL_R)
-    return attention(*tensors, None, packed_seq_params=packing(lengths, CPU))
+    ours = PackedAttention(SimpleNamespace(kv_channels=16), inverse_R=STILL_R)
+    return ours(*tensors, None, packed_seq_params=packing(lengths, CPU))
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -69,5 +72,31 @@ def test_layers_of_one_model_share_the_angles_of_a_packing():
 def test_a_given_scale_replaces_the_default():
     tensors = heads(2)
     plain = attend(tensors, LENGTHS)
-    attention = PackedAttention(SimpleNamespace(kv_channels=16), inverse_R=STILL_R, softmax_scale=0.9)
-    assert not torch.allclose(attention(*tensors, None, packed_seq_params=packing(LENGTHS, CPU)), plain)
+    ours = PackedAttention(SimpleNamespace(kv_channels=16), inverse_R=STILL_R, softmax_scale=0.9)
+    assert not torch.allclose(ours(*tensors, None, packed_seq_params=packing(LENGTHS, CPU)), plain)
+
+
+@pytest.mark.parametrize("knows_groups", [True, False])
+def test_the_one_kernel_of_a_gpu_is_given_what_it_takes(monkeypatch, knows_groups):
+    """Played by a loop that accepts what torch's kernel accepts, now and before it knew grouped heads."""
+    wanted, packed = signature(attention.varlen_attn), packing(LENGTHS, CPU)
+
+    def kernel(*args, **kwargs):
+        given = wanted.bind(*args, **kwargs).arguments
+        query, key, value, bounds = (given[name] for name in ("query", "key", "value", "cu_seq_q"))
+        assert bounds.dtype == torch.int32
+        assert {type(given[name]) for name in ("max_q", "max_k")} == {int}
+        assert given["window_size"] == (-1, 0)
+        assert knows_groups == ("enable_gqa" in given)
+        assert knows_groups or query.shape == key.shape == value.shape
+        grouped = {"is_causal": True, "scale": given["scale"], "enable_gqa": knows_groups}
+        sequences = (
+            [tensor[start:stop].transpose(0, 1) for tensor in (query, key, value)]
+            for start, stop in pairwise(bounds.tolist())
+        )
+        return torch.cat([scaled_dot_product_attention(*each, **grouped).transpose(0, 1) for each in sequences])
+
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "_KERNEL_KNOWS_GROUPS", knows_groups)
+    ours, tensors = PackedAttention(SimpleNamespace(kv_channels=16), inverse_R=STILL_R), heads(2)
+    torch.testing.assert_close(ours._one_kernel(*tensors, packed), ours._run_by_run(*tensors, LENGTHS))
