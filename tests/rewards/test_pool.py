@@ -13,7 +13,7 @@ from megatron_rl.batch.columns import ANSWER, CORRECT, EXTRA, EXTRACTED, RESPONS
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.nursery import Fork
 from megatron_rl.rewards.pool import JudgeSettings, RewardPool, questions_of
-from tests.rewards.adversarial import adversarial, ordinary
+from tools.hard_answers import hard, ordinary
 
 MATH = "megatron_rl.rewards.math:Math"
 MOODY = "tests.rewards.own_rewards:moody"
@@ -98,13 +98,15 @@ def test_graders_import_neither_torch_nor_arrow_and_their_prints_go_nowhere_near
     assert "chatter" not in capfd.readouterr().out
 
 
-def test_a_grader_that_a_busy_machine_hardly_lets_run_is_given_longer(monkeypatch):
+@pytest.mark.parametrize(
+    ("processor", "asked_again"), [((0.0, True), True), ((0.03, True), False), ((0.0, False), False)]
+)
+def test_only_a_grader_that_a_busy_machine_hardly_lets_run_is_given_longer(monkeypatch, processor, asked_again):
+    looked = []
+    monkeypatch.setattr(Fork, "processor", lambda fork: looked.append(fork.pid) or processor)
     with RewardPool(MOODY, {}, JudgeSettings(processes=1, deadline_s=0.1)) as pool:
-        assert pool.grade(asked("sleep"))[0].seconds < 0.4
-        monkeypatch.setattr(Fork, "processor", lambda _: (0.0, True))
-        assert pool.grade(asked("sleep"))[0].seconds >= 0.5
-        monkeypatch.setattr(Fork, "processor", lambda _: (0.03, True))
-        assert pool.grade(asked("sleep"))[0].seconds < 0.4
+        assert verdicts(pool, "sleep") == ["timeout"]
+    assert (len(looked) > 1) == asked_again
 
 
 def test_a_response_longer_than_the_cap_is_read_from_its_end():
@@ -173,7 +175,7 @@ def test_closing_ends_every_process():
 
 
 def assault(count, settings, canary):
-    """Grades of so many adversarial answers, how much longer ordinary ones take right afterwards, and the graders left.
+    """Grades of so many hard answers, how much longer ordinary ones take right afterwards, and the graders left.
 
     Ordinary answers must keep their grades; a busy machine may starve one in twenty past a short deadline.
     """
@@ -183,7 +185,7 @@ def assault(count, settings, canary):
         before = time.monotonic()
         pool.grade(normal)
         usual = time.monotonic() - before
-        graded = pool.grade(adversarial(count, canary))
+        graded = pool.grade(hard(count, canary))
         before = time.monotonic()
         again = pool.grade(normal)
         after = time.monotonic() - before

@@ -1,4 +1,4 @@
-"""Answers made to break a grader: one of each kind at a time, and a file that must never appear."""
+"""Answers to grade: ordinary ones, and ones made to break a grader, with a file that must never appear."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KINDS: dict[str, Maker] = {
 }
 
 
-def adversarial(count: int, canary: Path) -> list[Question]:
+def hard(count: int, canary: Path) -> list[Question]:
     """`count` questions over all kinds in turn, each with a reference that makes the grader look."""
     kinds = list(KINDS.values())
     truths = ("42", r"\frac{1}{2}", "x^2+1", "1024")
@@ -45,9 +45,9 @@ def adversarial(count: int, canary: Path) -> list[Question]:
     ]
 
 
-def ordinary(count: int) -> list[Question]:
-    """Answers as models write them, every other one right."""
-    written = [
+def ordinary(count: int, first: int = 2) -> list[Question]:
+    """Answers as models write them, half of them right; numbers go up from `first`."""
+    written: list[tuple[Callable[[int], str], Callable[[int], str]]] = [
         (lambda n: rf"so the area is \boxed{{\frac{{{n}}}{{4}}}}.", lambda n: f"{n}/4"),
         (lambda n: rf"Therefore $x=\boxed{{{n}\sqrt{{3}}}}$.", lambda n: rf"\sqrt{{{3 * n * n}}}"),
         (lambda n: rf"We find \boxed{{({n}, {n + 1})}}", lambda n: rf"({n},{n + 1})"),
@@ -56,7 +56,7 @@ def ordinary(count: int) -> list[Question]:
         (lambda n: rf"It is \boxed{{{n}\%}}", lambda n: f"{n / 100}"),
     ]
     return [
-        Question(response=response(2 + place), answer=answer(2 + place + place // len(written) % 2))
+        Question(response=response(first + place), answer=answer(first + place + place // len(written) % 2))
         for place in range(count)
         for response, answer in [written[place % len(written)]]
     ]
