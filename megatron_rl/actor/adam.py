@@ -16,19 +16,10 @@ from torch.optim.adamw import adamw
 class Adam(torch.optim.Optimizer):
     """AdamW; `step` stands in the group and counts for all its parameters, also where this rank holds none of them."""
 
-    def __init__(
-        self,
-        params: Iterable[dict[str, Any]],
-        *,
-        lr: float,
-        weight_decay: float,
-        betas: tuple[float, float],
-        eps: float,
-        adam_w_mode: bool = True,
-    ) -> None:
+    def __init__(self, params: Iterable[dict[str, Any]], *, adam_w_mode: bool = True, **fields: Any) -> None:  # noqa: ANN401
         if not adam_w_mode:
             raise ValueError("this Adam decays weights beside the gradient, got adam_w_mode=False")
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps})
+        super().__init__(params, {name: fields[name] for name in ("lr", "weight_decay", "betas", "eps")})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

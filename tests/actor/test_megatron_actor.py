@@ -6,12 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from megatron_rl.actor import weights
 from megatron_rl.actor.parallel import Parallel
+from megatron_rl.actor.precision import Precision
 from megatron_rl.actor.recipe import LearningRate
-from megatron_rl.batch.columns import OLD_LOGPROBS, TOKENS
+from megatron_rl.actor.recompute import Recompute
+from megatron_rl.batch.columns import OLD_LOGPROBS, PROMPT_TOKENS, TOKENS
 from megatron_rl.objectives.clipped import Clipped
+from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.spec.schema import SpecError
 from tests import ranks
 from tests.actor.training import actor_of, contents, distance, train
@@ -190,3 +194,51 @@ def test_stopping_and_going_on_is_never_having_stopped(folder, tmp_path, choices
     world = choices.get("tp", 1) * choices.get("pp", 1) * choices.get("dp", 1)
     for answer in ranks.run(stop_and_go, world=world, folder=folder, saved=tmp_path / "saved", **choices):
         assert answer == [True] * 6
+
+
+def at_temperature(folder: Path, **cut: Any) -> dict[str, np.ndarray]:
+    actor = actor_of(folder, sampling=Sampling(temperature=0.7), **cut)
+    return {"scores": actor.score(BATCHES[0]).values.numpy()}
+
+
+@pytest.mark.parametrize("cut", [{}, {"tp": 2, "pp": 2}, {"dp": 2}], ids=str)
+def test_scores_are_log_probabilities_of_transformers_under_the_sampling_law(folder, cut):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    expected = []
+    for prompt, response in zip(BATCHES[0].ragged(PROMPT_TOKENS).rows(), BATCHES[0].ragged(TOKENS).rows(), strict=True):
+        with torch.no_grad():
+            logits_TV = model(torch.cat([prompt, response]).long()[None]).logits[0, len(prompt) - 1 : -1]
+        expected.append(torch.log_softmax(logits_TV / 0.7, -1).gather(1, response.long()[:, None]).squeeze(1))
+    for answer in ranks.run(at_temperature, world=Parallel(**cut).world, folder=folder, **cut):
+        np.testing.assert_allclose(answer["scores"], torch.cat(expected), atol=1e-4)
+
+
+def recomputed(folder: Path, granularity: str) -> dict[str, Any]:
+    actor = actor_of(folder, recompute=Recompute(granularity=granularity))
+    metrics = [dict(actor.update(batch, Clipped()).metrics) for batch in BATCHES]
+    return {"metrics": metrics, "scores": actor.score(BATCHES[0]).values.tolist()}
+
+
+def test_what_is_forgotten_and_computed_again_changes_no_bit(folder):
+    none, selective, full = (
+        ranks.run(recomputed, world=1, folder=folder, granularity=granularity)[0]
+        for granularity in ("none", "selective", "full")
+    )
+    assert none == selective == full
+
+
+def in_bf16(folder: Path, **choices: Any) -> list[float]:
+    actor = actor_of(folder, precision=Precision(compute="bf16"), **choices)
+    return [actor.update(batch, Clipped()).metrics["grad_norm"] for batch in BATCHES]
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_bf16_follows_fp32_as_closely_as_its_digits_allow(folder, distributed):
+    expected = [metrics["grad_norm"] for metrics in ranks.run(in_fp32, world=1, folder=folder)[0]]
+    (norms,) = ranks.run(in_bf16, world=1, folder=folder, optimizer={"distributed": distributed})
+    np.testing.assert_allclose(norms, expected, rtol=0.05)
+
+
+def in_fp32(folder: Path) -> list[dict[str, float]]:
+    actor = actor_of(folder)
+    return [dict(actor.update(batch, Clipped()).metrics) for batch in BATCHES]

@@ -16,28 +16,28 @@ from megatron_rl.actor.recipe import LearningRate, OptimizerSettings, UpdateSett
 from megatron_rl.actor.settings import ActorSettings
 from megatron_rl.batch.batch import Batch
 from megatron_rl.objectives.clipped import Clipped
+from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ports import Objective
 
 EVERYTHING = Clipped(kl=0.1, kl_estimator="k3+", entropy=0.01, truncate=2.0)
 """An objective that reads as much as one can."""
 
 
-def actor_of(
-    folder: Path, *, tokens: int = 40, optimizer: dict[str, Any] | None = None, update: dict[str, Any] | None = None,
-    packed: bool = True, **settings: Any,
-) -> MegatronActor:  # fmt: skip
-    """A float32 actor on the ranks that have joined."""
+def actor_of(folder: Path, **choices: Any) -> MegatronActor:
+    """A float32 actor on the ranks that have joined; `choices` are its settings, with some shorter names."""
+    tokens, packed = choices.pop("tokens", 40), choices.pop("packed", True)
+    sampling = choices.pop("sampling", Sampling())
     # With a smaller eps, Adam's first steps blow up the rounding of gradients that are zero but for it.
-    chosen = {"learning_rate": LearningRate(peak=1e-3), "eps": 1e-6, **(optimizer or {})}
-    chosen_settings = ActorSettings(
-        precision=Precision(compute="fp32"),
-        optimizer=OptimizerSettings(**chosen),
-        update=UpdateSettings(microbatch_tokens=tokens, **(update or {})),
-        **settings,
+    optimizer = {"learning_rate": LearningRate(peak=1e-3), "eps": 1e-6, **choices.pop("optimizer", {})}
+    update = {"microbatch_tokens": tokens, **choices.pop("update", {})}
+    settings = ActorSettings(
+        **{"precision": Precision(compute="fp32"), **choices},
+        optimizer=OptimizerSettings(**optimizer),
+        update=UpdateSettings(**update),
     )
     if not parallel_state.model_parallel_is_initialized():
-        groups.cut(chosen_settings)
-    actor = MegatronActor(chosen_settings, Origin(folder=folder))
+        groups.cut(settings)
+    actor = MegatronActor(settings, Origin(folder=folder, sampling=sampling))
     actor.limits = replace(actor.limits, packed=packed)
     return actor
 
