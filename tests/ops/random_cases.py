@@ -25,7 +25,7 @@ def _case(op: str, inputs: Case, expected: Case) -> Case:
 
 
 def some(rng: random.Random, inputs: Case, **defaults: Any) -> Case:
-    """The inputs with each optional field missing, or present at its default, or null where absence is meant."""
+    """The inputs with each optional field present or missing, by chance."""
     return inputs | {key: value for key, value in defaults.items() if rng.random() < 0.5}
 
 
