@@ -35,7 +35,7 @@ class Parallel:
     """Data parallel: replicas that each learn from a part of the batch."""
 
     cp: int = 1
-    """Context parallel: ranks that share one sequence; needs Transformer Engine."""
+    """Context parallel: ranks that share one sequence; only 1, since packed sequences are not cut over them."""
 
     ep: int = 1
     """Expert parallel: ranks among which the experts of a mixture are dealt; divides `dp * cp * tp`."""
@@ -51,13 +51,9 @@ class Parallel:
             if getattr(self, name) < 1:
                 raise LayoutError(f"actor.{name} is {getattr(self, name)!r}, but must be at least 1.")
         if self.vpp > 1 and self.pp == 1:
-            raise LayoutError(
-                f"actor.vpp is {self.vpp}, but interleaving needs pp above 1; set vpp to 1 or raise pp."
-            )
+            raise LayoutError(f"actor.vpp is {self.vpp}, but interleaving needs pp above 1; set vpp to 1 or raise pp.")
         if (self.tp * self.cp * self.dp) % self.ep:
-            raise LayoutError(
-                f"actor.ep is {self.ep}, which does not divide tp*cp*dp = {self.tp * self.cp * self.dp}."
-            )
+            raise LayoutError(f"actor.ep is {self.ep}, which does not divide tp*cp*dp = {self.tp * self.cp * self.dp}.")
         if self.stage_layers and len(self.stage_layers) != self.pp * self.vpp:
             raise LayoutError(
                 f"actor.stage_layers lists {len(self.stage_layers)} chunks, but pp*vpp = {self.pp * self.vpp}."
