@@ -95,7 +95,7 @@ class PackedAttention(torch.nn.Module):
 
     def _one_kernel(self, query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, packed: Packing) -> Tensor:
         bounds, longest = packed.cu_seqlens_q, packed.max_seqlen_q
-        grouped = {"enable_gqa": True} if _KERNEL_KNOWS_GROUPS else {}
+        grouped: dict[str, Any] = {"enable_gqa": True} if _KERNEL_KNOWS_GROUPS else {}
         if not _KERNEL_KNOWS_GROUPS:
             repeats = query_THD.shape[1] // key_TGD.shape[1]
             key_TGD, value_TGD = (heads.repeat_interleave(repeats, 1) for heads in (key_TGD, value_TGD))
