@@ -12,7 +12,18 @@ from megatron_rl import checkpoint
 from megatron_rl.batch.batch import Batch
 from megatron_rl.buffer import GroupBuffer
 from megatron_rl.pipeline import Chain, Memories, slot_of
-from megatron_rl.ports import Actor, Context, Evaluator, Objective, Sampler, StepRecord, Telemetry, Update, WeightSync
+from megatron_rl.ports import (
+    Actor,
+    Context,
+    Evaluator,
+    NotFinite,
+    Objective,
+    Sampler,
+    StepRecord,
+    Telemetry,
+    Update,
+    WeightSync,
+)
 
 SAMPLER, BUFFER = "sampler", "buffer"
 
@@ -81,11 +92,10 @@ def train(run: Run) -> None:
         with run.timer("learn"):
             batch, run.memories = run.learn(batch, run.memories, run.context(version))
         with run.timer("update"):
-            update = run.actor.update(batch, run.objective)
+            update = _update(run, batch)
         with run.timer("publish"):
             version = run.weights.publish(step + 1)
         run.step = step + 1
-        _keep_offending(run, update)
         run.telemetry.step(_record(run, batch, update), batch)
         _evaluate(run, due=_is_due(run, run.schedule.evaluate_every))
         _save(run, due=_is_due(run, run.schedule.save_every))
@@ -149,11 +159,22 @@ def _save(run: Run, due: bool) -> None:
         run.saved_step = run.step
 
 
-def _keep_offending(run: Run, update: Update) -> None:
+def _update(run: Run, batch: Batch) -> Update:
+    """What the actor did; rows that kept it from learning are written out, also where it gives up over them."""
+    try:
+        update = run.actor.update(batch, run.objective)
+    except NotFinite as error:
+        _keep_offending(run, error.offending)
+        raise
     if update.offending is not None:
-        folder = run.folder / "offending"
-        folder.mkdir(parents=True, exist_ok=True)
-        update.offending.write_parquet(folder / f"step_{run.step:06d}.parquet")
+        _keep_offending(run, update.offending)
+    return update
+
+
+def _keep_offending(run: Run, offending: Batch) -> None:
+    folder = run.folder / "offending"
+    folder.mkdir(parents=True, exist_ok=True)
+    offending.write_parquet(folder / f"step_{run.step + 1:06d}.parquet")
 
 
 def _record(run: Run, batch: Batch, update: Update) -> StepRecord:

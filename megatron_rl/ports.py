@@ -71,11 +71,26 @@ class Update:
     """The rows of the skipped steps."""
 
 
+class NotFinite(RuntimeError):
+    """The actor gives up: too many optimizer steps in a row were skipped. `offending` holds the rows of the last."""
+
+    def __init__(self, steps: int, reason: str, offending: Batch) -> None:
+        super().__init__(steps, reason, offending)
+        self.steps, self.reason, self.offending = steps, reason, offending
+
+    def __str__(self) -> str:
+        return (
+            f"{self.steps} optimizer steps in a row were skipped, the last because of {self.reason} in "
+            f"{len(self.offending)} rollouts; look at the rows written out, or raise actor.update.max_skipped."
+        )
+
+
 @runtime_checkable
 class Actor(Protocol):
     """The policy being trained."""
 
-    def update(self, batch: Batch, objective: Objective) -> Update: ...
+    def update(self, batch: Batch, objective: Objective) -> Update:
+        """Learns from the batch; NotFinite when numbers that are not finite keep coming."""
 
     def score(self, batch: Batch, policy: Policy = "current") -> Ragged:
         """Log-probability of each response token, training state untouched."""

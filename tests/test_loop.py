@@ -10,7 +10,7 @@ from megatron_rl.batch.columns import ADVANTAGE, CORRECT, GROUP, PROMPT_ID, REWA
 from megatron_rl.buffer import GroupBuffer
 from megatron_rl.loop import Run, Schedule, resume, train
 from megatron_rl.pipeline import chain
-from megatron_rl.ports import Evaluation, Update
+from megatron_rl.ports import Evaluation, NotFinite, Update
 from megatron_rl.samplers.uniform import Uniform
 from megatron_rl.stages.advantage import Advantage
 from megatron_rl.stages.generate import Generate
@@ -166,6 +166,17 @@ def test_the_rows_of_a_skipped_step_are_written_out(tmp_path):
     run = make_run(tmp_path, steps=2, actor=NeverFinite(PROMPTS))
     train(run)
     assert len(Batch.read_parquet(tmp_path / "offending" / "step_000001.parquet")) == 1
+
+
+def test_the_rows_over_which_the_actor_gives_up_are_written_out_before_the_run_ends(tmp_path):
+    class GivesUp(TabularActor):
+        def update(self, batch, objective):
+            raise NotFinite(3, "a loss that is not finite", batch.take(torch.tensor([0, 1])))
+
+    run = make_run(tmp_path, steps=2, actor=GivesUp(PROMPTS))
+    with pytest.raises(NotFinite, match="3 optimizer steps in a row"):
+        train(run)
+    assert len(Batch.read_parquet(tmp_path / "offending" / "step_000001.parquet")) == 2
 
 
 def test_phases_are_timed(tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor
 from megatron_rl.actor import groups, saving, schedule, vocab_parallel, weights
 from megatron_rl.actor.build import Model, build
 from megatron_rl.actor.cpu import device
-from megatron_rl.actor.guard import NotFinite, tainted_rows
+from megatron_rl.actor.guard import tainted_rows
 from megatron_rl.actor.learning import Outcome, Step, share
 from megatron_rl.actor.microbatch import Limits, cost_of
 from megatron_rl.actor.optimizer import Optimizer, Progress, wrapped
@@ -24,7 +24,7 @@ from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import GROUP, OLD_LOGPROBS
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.ops.logprobs import Sampling
-from megatron_rl.ports import Objective, Policy, Update
+from megatron_rl.ports import NotFinite, Objective, Policy, Update
 from megatron_rl.spec.schema import SpecError
 
 

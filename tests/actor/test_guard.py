@@ -12,14 +12,14 @@ import pytest
 import torch
 from megatron.core import parallel_state
 
-from megatron_rl.actor.guard import NotFinite, tainted_rows
+from megatron_rl.actor.guard import tainted_rows
 from megatron_rl.actor.megatron_actor import MegatronActor
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import ADVANTAGE, GROUP, LOSS_MASK, REWARD, SAMPLER_LOGPROBS, SLOT, TOKENS, Column
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.objectives.clipped import Clipped
-from megatron_rl.ports import Counts, Priced, Tokens
+from megatron_rl.ports import Counts, NotFinite, Priced, Tokens
 from tests import ranks
 from tests.actor.training import actor_of
 from tests.fakes.rollouts import rollouts
