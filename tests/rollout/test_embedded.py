@@ -1,0 +1,170 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+from scipy import stats
+from transformers import AutoModelForCausalLM
+
+from megatron_rl.batch.columns import (
+    ERROR,
+    FINISH,
+    LOSS_MASK,
+    PREFIX_LOGPROBS,
+    PROMPT_TOKENS,
+    RESPONSE_TEXT,
+    SAMPLER_LOGPROBS,
+    STATUS,
+    TOKENS,
+    VERSION,
+)
+from megatron_rl.ops.logprobs import Sampling, sampling_logprobs
+from tests.fakes.tiny_models import tiny_folder
+from tests.rollout.opening import asked, open_embedded, random_prompts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("model"), "qwen3", tie_word_embeddings=True, num_attention_heads=6)
+
+
+def written(rollouts):
+    tokens, logprobs = rollouts[TOKENS].rows(), rollouts[SAMPLER_LOGPROBS].rows()
+    return [(one.tolist(), law.tolist()) for one, law in zip(tokens, logprobs, strict=True)]
+
+
+FAMILIES = [
+    ("qwen2", {}),
+    ("qwen2", {"tie_word_embeddings": True}),
+    ("qwen3", {}),
+    ("llama", {"num_key_value_heads": 1}),
+]
+FAMILIES.append(("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}))
+
+
+@pytest.mark.parametrize(("family", "changes"), FAMILIES, ids=str)
+def test_greedy_tokens_and_log_probabilities_are_those_of_transformers(tmp_path, family, changes):
+    folder = tiny_folder(tmp_path, family, **changes)
+    engine, model = open_embedded(folder), AutoModelForCausalLM.from_pretrained(folder)
+    prompts = random_prompts(20)
+    greedy = engine.generate(asked(prompts), Sampling(temperature=0))
+    scores = engine.score(greedy)
+    for prompt, response, logprob_N in zip(prompts, greedy[TOKENS].rows(), scores.rows(), strict=True):
+        whole = torch.tensor([[*prompt, *response.tolist()]])
+        logits_NV = model(whole).logits[0, len(prompt) - 1 : -1].float()
+        assert logits_NV.argmax(-1).tolist() == response.tolist()
+        expected = torch.log_softmax(logits_NV, -1).gather(1, response.long()[:, None]).squeeze(1)
+        torch.testing.assert_close(logprob_N, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 17, 40])
+def test_a_rollout_is_the_same_bits_whatever_is_beside_it(folder, count):
+    prompts = random_prompts(40)
+    everything = written(open_embedded(folder).generate(asked(prompts)))
+    few = open_embedded(folder, rows=max(2, count // 3)).generate(asked(prompts[:count]))
+    assert written(few) == everything[:count]
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(count)).tolist()
+    shuffled = open_embedded(folder, rows=16).generate(asked([prompts[row] for row in order], seeds=order))
+    assert written(shuffled) == [everything[row] for row in order]
+
+
+def test_a_response_cut_anywhere_and_resumed_is_the_same_bits(folder):
+    prompts = random_prompts(30)
+    engine = open_embedded(folder)
+    whole = engine.generate(asked(prompts))
+    cuts = [row % (len(tokens) + 1) for row, (tokens, _) in enumerate(written(whole))]
+    cuts = [min(cut, len(tokens) - 1) for cut, (tokens, _) in zip(cuts, written(whole), strict=True)]
+    heads = asked(prompts, prefixes=[tokens[:cut] for cut, (tokens, _) in zip(cuts, written(whole), strict=True)])
+    known = [logprobs[:cut] for cut, (_, logprobs) in zip(cuts, written(whole), strict=True)]
+    assert written(engine.generate(heads.with_columns({PREFIX_LOGPROBS: known}))) == written(whole)
+    assert written(engine.generate(heads))[3][0] == written(whole)[3][0]
+
+
+def test_rollouts_of_one_prompt_share_its_reading_and_differ_by_seed(folder):
+    rollouts = open_embedded(folder).generate(asked([[5, 6, 7]] * 8))
+    assert len({tuple(tokens) for tokens, _ in written(rollouts)}) == 8
+
+
+def test_sampler_log_probabilities_are_what_a_score_gives(folder):
+    engine = open_embedded(folder, temperature=0.7, top_k=20)
+    rollouts = engine.generate(asked(random_prompts(30)))
+    torch.testing.assert_close(rollouts[SAMPLER_LOGPROBS].values, engine.score(rollouts).values, atol=1e-5, rtol=0)
+
+
+def test_tokens_are_drawn_in_the_law_of_the_model(folder):
+    engine = open_embedded(folder, max_tokens=1, temperature=1.3, rows=512)
+    count = 20_000
+    rollouts = engine.generate(asked([[5, 6, 7]] * count))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    law_V = sampling_logprobs(model(torch.tensor([[5, 6, 7]])).logits[0, -1:], engine.sampling)[0].exp().double()
+    seen = Counter(rollouts[TOKENS].values.tolist())
+    observed = torch.tensor([seen[token] for token in range(len(law_V))]).double()
+    assert stats.chisquare(observed.numpy(), (law_V / law_V.sum() * count).detach().numpy()).pvalue > 1e-3
+
+
+def test_what_comes_back_says_how_it_ended(folder):
+    engine = open_embedded(folder, end=tuple(range(0, 50)), max_tokens=6)
+    rollouts = engine.generate(asked(random_prompts(40)))
+    for (tokens, _), finish in zip(written(rollouts), rollouts[FINISH], strict=True):
+        assert finish == ("stop" if tokens[-1] < 50 else "length")
+        assert finish == "stop" or len(tokens) == 6
+        assert all(token >= 50 for token in tokens[:-1])
+    assert {"stop", "length"} == set(rollouts[FINISH])
+    assert rollouts[LOSS_MASK].values.min() == 1
+    assert rollouts[VERSION].tolist() == [0] * 40
+    assert rollouts[RESPONSE_TEXT][0] == "".join(f"<{token}>" for token in written(rollouts)[0][0])
+
+
+def test_a_stop_text_that_spans_tokens_ends_the_response_and_is_kept(folder):
+    plain = open_embedded(folder, end=()).generate(asked(random_prompts(10)))
+    tokens = written(plain)[0][0]
+    text = f"<{tokens[3]}><{tokens[4]}>"
+    stopped = open_embedded(folder, end=(), stop=(text,)).generate(asked(random_prompts(10)))
+    assert written(stopped)[0][0] == tokens[:5]
+    assert stopped[FINISH][0] == "stop"
+    assert stopped[RESPONSE_TEXT][0].endswith(text)
+
+
+def test_requests_that_cannot_be_written_come_back_failed_with_the_reason(folder):
+    rollouts = open_embedded(folder).generate(asked([[5] * 128, [5, 6], []]))
+    assert rollouts[STATUS] == ["failed", "ok", "failed"]
+    assert rollouts[ERROR][0] == "the prompt has 128 tokens, and the model's context is 128"
+    assert rollouts[TOKENS].length_B.tolist()[0] == 0
+
+
+def test_budgets_and_the_context_bound_the_response(folder):
+    engine = open_embedded(folder, end=())
+    rollouts = engine.generate(asked([[5, 6], [5] * 120, [5, 6]], prefixes=[[], [], [9, 9]], budgets=[3, 24, 2]))
+    assert rollouts[TOKENS].length_B.tolist() == [3, 8, 2]
+    assert rollouts[FINISH] == ["length"] * 3
+    assert rollouts[TOKENS].row(2).tolist() == [9, 9]
+
+
+def test_weights_that_are_not_finite_fail_the_request_by_name(folder):
+    engine = open_embedded(folder)
+    next(iter(engine.parameters().values())).fill_(math.nan)
+    rollouts = engine.generate(asked([[5, 6]]))
+    assert rollouts[STATUS] == ["failed"]
+    assert "response token 0 is nan" in rollouts[ERROR][0]
+
+
+def test_a_wave_past_its_deadline_comes_back_as_far_as_it_got(folder):
+    engine = open_embedded(folder, end=(), deadline_s=1e-9, max_tokens=20)
+    rollouts = engine.generate(asked([[5, 6]] * 3))
+    assert set(rollouts[FINISH]) == {"abort"}
+    assert rollouts[STATUS] == ["ok"] * 3
+    assert rollouts[TOKENS].length_B.max() < 20
+
+
+def test_progress_is_told(folder):
+    engine, told = open_embedded(folder), []
+    engine.progress = lambda done, total, tokens: told.append((done, total, tokens))
+    rollouts = engine.generate(asked(random_prompts(12)))
+    assert told[-1] == (12, 12, len(rollouts[TOKENS].values))
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+
+
+def test_an_empty_batch_comes_back_empty(folder):
+    nothing = open_embedded(folder).generate(asked([[5]]).where(torch.zeros(1)))
+    assert len(nothing) == 0
+    assert PROMPT_TOKENS in nothing

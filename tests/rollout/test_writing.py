@@ -1,0 +1,42 @@
+import math
+
+import torch
+
+from megatron_rl.ops.logprobs import Sampling
+from megatron_rl.rollout.writing import draw, read_requests
+from tests.rollout.opening import asked
+
+
+def test_requests_know_what_they_start_from_and_how_far_they_may_go():
+    first, second, third = read_requests(
+        asked([[5, 6], [7], [8] * 9], prefixes=[[1], [1, 2], []], budgets=[4, 2, 4]), max_tokens=9, context=10
+    )
+    assert (first.context, first.budget, first.finish) == ([5, 6, 1], 4, "")
+    assert second.finish == "length"
+    assert third.budget == 1
+
+
+def test_a_prefix_without_log_probabilities_has_none_to_tell():
+    (request,) = read_requests(asked([[5]], prefixes=[[1, 2]]), max_tokens=9, context=10)
+    assert all(math.isnan(value) for value in request.logprobs)
+
+
+def test_a_draw_depends_on_its_seed_and_place_alone():
+    logits_NV = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)).expand(6, -1)
+    seed_N, place_N = torch.tensor([1, 1, 1, 2, 2, 2]), torch.tensor([0, 1, 2, 0, 1, 2])
+    together = draw(logits_NV, Sampling(), seed_N, place_N)
+    apart = [draw(logits_NV[:1], Sampling(), seed_N[n : n + 1], place_N[n : n + 1]).token_N.item() for n in range(6)]
+    assert together.token_N.tolist() == apart
+    assert len(set(apart)) > 1
+
+
+def test_temperature_zero_draws_the_likeliest():
+    logits_NV = torch.tensor([[0.0, 3.0, 1.0]])
+    drawn = draw(logits_NV, Sampling(temperature=0), torch.tensor([1]), torch.tensor([0]))
+    assert (drawn.token_N.item(), drawn.logprob_N.item()) == (1, 0.0)
+
+
+def test_a_token_outside_the_nucleus_is_never_drawn():
+    logits_NV = torch.tensor([[5.0, 4.0, 0.0, -1.0]]).expand(2000, -1)
+    drawn = draw(logits_NV, Sampling(top_k=2), torch.arange(2000), torch.zeros(2000, dtype=torch.int64))
+    assert set(drawn.token_N.tolist()) == {0, 1}
