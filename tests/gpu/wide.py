@@ -25,6 +25,7 @@ from megatron_rl.actor.weights import layout
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import LOSS_MASK, PROMPT_TOKENS, TOKENS
 from megatron_rl.objectives.likelihood import Likelihood
+from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.reshard.engines import huggingface_layout
 from megatron_rl.reshard.layout import Key
 from megatron_rl.reshard.local import execute_local
@@ -34,6 +35,7 @@ from tests.fakes.rollouts import rollouts
 from tests.fakes.tiny_models import tiny_folder
 
 VOCABULARY = 1000
+MODEL_LAW = Sampling()
 WIDE = {
     "hidden_size": 256,
     "intermediate_size": 512,
@@ -78,13 +80,19 @@ def _logprobs(model: torch.nn.Module, prompt: Tensor, response: Tensor) -> Tenso
 
 
 def actor_of(
-    folder: Path, precision: Precision, *, rate: float = 1e-5, tokens: int = 512, packed: bool = True
+    folder: Path,
+    precision: Precision,
+    *,
+    rate: float = 1e-5,
+    tokens: int = 512,
+    packed: bool = True,
+    sampling: Sampling = MODEL_LAW,
 ) -> MegatronActor:
     """The only rank of an actor."""
     optimizer = OptimizerSettings(learning_rate=LearningRate(peak=rate), weight_decay=0.0, clip=0.0)
     actor = MegatronActor(
         ActorSettings(precision=precision, optimizer=optimizer, update=UpdateSettings(microbatch_tokens=tokens)),
-        Origin(folder=folder),
+        Origin(folder=folder, sampling=sampling),
     )
     actor.limits = replace(actor.limits, packed=packed)
     return actor
