@@ -51,73 +51,73 @@ class Architecture:
 class Family(Protocol):
     """A file of `models/`."""
 
-    def describe(self, config: HfConfig) -> Architecture:
+    def describe(self, hf: HfConfig) -> Architecture:
         """The architecture of a config of this family; SpecError where it asks for what the family's file cannot do."""
 
 
-def describe(config: HfConfig) -> Architecture:
+def describe(hf: HfConfig) -> Architecture:
     """The architecture of a config.json, by the family file named after its `model_type`."""
-    name = text(config, "model_type")
+    name = text(hf, "model_type")
     known = sorted(module.name for module in iter_modules(models.__path__))
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise SpecError(f"config.json has model_type {name!r}, but the known families are {', '.join(known)}{hint}.")
     family: Family = import_module(f"{models.__name__}.{name}")
-    return family.describe(config)
+    return family.describe(hf)
 
 
-def dense(config: HfConfig, *, qkv_bias: bool = False, qk_norm: bool = False) -> Architecture:
+def dense(hf: HfConfig, *, qkv_bias: bool = False, qk_norm: bool = False) -> Architecture:
     """What the Llama-like families write under the same keys."""
-    refuse(config, "hidden_act", {"silu"})
+    refuse(hf, "hidden_act", {"silu"})
     return Architecture(
-        shape=ModelShape.of(config),
-        context=whole(config, "max_position_embeddings"),
-        norm_eps=real(config, "rms_norm_eps", 1e-6),
-        rope=_rope(config),
+        shape=ModelShape.of(hf),
+        context=whole(hf, "max_position_embeddings"),
+        norm_eps=real(hf, "rms_norm_eps", 1e-6),
+        rope=_rope(hf),
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
     )
 
 
-def refuse(config: HfConfig, key: str, allowed: set[object]) -> None:
+def refuse(hf: HfConfig, key: str, allowed: set[object]) -> None:
     """SpecError unless the key is absent, null or one of the allowed values."""
-    value = config.get(key)
+    value = hf.get(key)
     if value is not None and value not in allowed:
         choices = " or ".join(repr(choice) for choice in sorted(allowed, key=repr))
         raise SpecError(f"config.json has {key} = {value!r}, but the actor computes only {choices}.")
 
 
-def text(config: HfConfig, key: str) -> str:
+def text(hf: HfConfig, key: str) -> str:
     """A string the config must have."""
-    value = config.get(key)
+    value = hf.get(key)
     if not isinstance(value, str):
         raise SpecError(f"config.json needs {key} as a string, but has {value!r}.")
     return value
 
 
-def whole(config: HfConfig, key: str, default: int | None = None) -> int:
+def whole(hf: HfConfig, key: str, default: int | None = None) -> int:
     """A positive whole number, or the default where the config is silent."""
-    value = default if config.get(key) is None else config[key]
+    value = default if hf.get(key) is None else hf[key]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise SpecError(f"config.json needs {key} as a positive whole number, but has {value!r}.")
     return value
 
 
-def real(config: HfConfig, key: str, default: float | None = None) -> float:
+def real(hf: HfConfig, key: str, default: float | None = None) -> float:
     """A positive number, or the default where the config is silent."""
-    value = default if config.get(key) is None else config[key]
+    value = default if hf.get(key) is None else hf[key]
     if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
         raise SpecError(f"config.json needs {key} as a positive number, but has {value!r}.")
     return float(value)
 
 
-def _rope(config: HfConfig) -> Rope:
+def _rope(hf: HfConfig) -> Rope:
     """Rotary settings, under `rope_parameters` or, in older files, under `rope_theta` and `rope_scaling`."""
-    written = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    written = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     if not isinstance(written, Mapping):
         raise SpecError(f"config.json needs its RoPE settings as a mapping, but has {written!r}.")
     scaling = written.get("rope_type") or written.get("type") or "default"
     numbers = {key: value for key, value in written.items() if isinstance(value, bool | int | float)}
-    theta = real({"rope_theta": numbers.pop("rope_theta", config.get("rope_theta"))}, "rope_theta", 10000.0)
+    theta = real({"rope_theta": numbers.pop("rope_theta", hf.get("rope_theta"))}, "rope_theta", 10000.0)
     return Rope(theta=theta, scaling=str(scaling), parameters=tuple(sorted(numbers.items())))

@@ -119,7 +119,7 @@ def _at(tensor: Tensor, box: Box) -> Tensor:
 
 def _stored_dtype(like: Path, model: Model) -> torch.dtype:
     """The type that the folder's config.json names, so that a round trip gives back the same bytes."""
-    config = read_config(like)
-    name = config.get("dtype") or config.get("torch_dtype")
+    hf_config = read_config(like)
+    name = hf_config.get("dtype") or hf_config.get("torch_dtype")
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     return known.get(str(name), next(model.chunks[0].parameters()).dtype)
