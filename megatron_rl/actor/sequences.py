@@ -41,13 +41,9 @@ class Sequences:
     """The rows of a batch that have a response, ready to be packed in any combination."""
 
     def __init__(self, batch: Batch, reads: Sequence[Column] = ()) -> None:
-        prompts, responses = batch.ragged(PROMPT_TOKENS), batch.ragged(TOKENS)
-        whole = prompts.append(responses)
-        self.responses = responses
-        self.prompt_length_B = prompts.length_B
-        self.inputs = whole.head(whole.length_B - 1)
-        self.lengths: list[int] = self.inputs.length_B.tolist()
-        self.mask = _mask(batch, responses)
+        self.prompts, self.responses = batch.ragged(PROMPT_TOKENS), batch.ragged(TOKENS)
+        self.lengths: list[int] = (self.prompts.length_B + self.responses.length_B - 1).tolist()
+        self.mask = _mask(batch, self.responses)
         self.group_B = batch.group_index() if GROUP in batch else torch.arange(len(batch))
         self.tokens = {column.name: batch.ragged(column) for column in reads if column.is_ragged}
         self.numbers = {column.name: batch.numbers(column) for column in reads if not column.is_ragged}
@@ -62,14 +58,16 @@ class Sequences:
     def pack(self, rows: Sequence[int], padding: int, device: torch.device) -> Packed:
         """These rows end to end, followed by `padding` tokens that nothing is asked of."""
         rows_B = torch.tensor(rows, dtype=torch.int64)
-        inputs, targets, mask = self.inputs.take(rows_B), self.responses.take(rows_B), self.mask.take(rows_B)
+        prompts, targets, mask = self.prompts.take(rows_B), self.responses.take(rows_B), self.mask.take(rows_B)
+        whole = prompts.append(targets)
+        inputs = whole.head(whole.length_B - 1)
         lengths = inputs.length_B.tolist() + ([padding] if padding else [])
         tokens_T = torch.nn.functional.pad(inputs.values.long(), (0, padding))
         return Packed(
             rows=rows_B,
             tokens_1T=tokens_T[None].to(device),
             sequences=packing(lengths, device),
-            predictor_R=_predictors(inputs.length_B, self.prompt_length_B[rows_B]).to(device),
+            predictor_R=_predictors(whole.offsets, prompts.length_B).to(device),
             target_R=targets.values.long().to(device),
             mask_R=mask.values.to(device),
             row_R=row_ids(targets.offsets).to(device),
@@ -94,8 +92,7 @@ def _mask(batch: Batch, responses: Ragged) -> Ragged:
     return Ragged(torch.ones(len(responses.values), dtype=torch.uint8), responses.offsets)
 
 
-def _predictors(length_B: Tensor, prompt_length_B: Tensor) -> Tensor:
-    """Where the logits of each response token stand, each sequence being without its last token."""
-    whole = Ragged.from_lengths(length_B[:0], length_B + 1)
-    response = response_predictors(whole.offsets, prompt_length_B)
+def _predictors(offsets: Tensor, prompt_length_B: Tensor) -> Tensor:
+    """Where the logits of each response token stand once every sequence has lost its last token."""
+    response = response_predictors(offsets, prompt_length_B)
     return response.predictor_R - row_ids(response.offsets)

@@ -193,3 +193,15 @@ def test_only_columns_that_matter_are_looked_at():
     )
     assert not tainted_rows(batch, Clipped().reads).any()
     assert tainted_rows(batch, Clipped(truncate=2.0).reads).all()
+
+
+def test_masked_tokens_may_hold_anything():
+    mask, advantage = GOOD.ragged(LOSS_MASK), GOOD.ragged(ADVANTAGE)
+    at = int(mask.offsets[BAD_ROW])
+    mask_T, advantage_T = mask.values.clone(), advantage.values.clone()
+    mask_T[at], advantage_T[at : at + 2] = 0, math.nan
+    batch = GOOD.with_columns({ADVANTAGE: advantage._replace(values=advantage_T)})
+    assert tainted_rows(batch, Clipped().reads).nonzero().flatten().tolist() == [BAD_ROW]
+    mask_T[at + 1] = 0
+    masked = batch.with_columns({LOSS_MASK: mask._replace(values=mask_T)})
+    assert not tainted_rows(masked, Clipped().reads).any()

@@ -53,6 +53,7 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
         {"packed": False},
         {"dp": 2},
         {"dp": 2, "optimizer": {"distributed": False}},
+        {"dp": 2, "optimizer": {"overlap": True}},
         {"tp": 2},
         {"tp": 2, "sequence_parallel": False},
         {"pp": 2},
