@@ -1,0 +1,1 @@
+"""Data: prompts read, published sets converted, puzzles generated. The door of tokenizers and of pyarrow's readers."""

@@ -1,0 +1,158 @@
+"""The prompts of a run, tokenized and within their length."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from annotated_types import Gt
+
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import ANSWER, EXTRA, PROMPT_ID, PROMPT_TEXT, PROMPT_TOKENS, SOURCE
+from megatron_rl.data.dialects import read_prompt
+from megatron_rl.data.prompt_file import Prompt
+from megatron_rl.data.records import Issue, read_records
+from megatron_rl.data.tokenizer import Chat, Template, Tokenizer
+
+TOKENIZED_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which prompts a run sees, and how they are put to the model."""
+
+    train: tuple[Path, ...]
+    """Prompt files or folders of them: this project's parquet, verl's parquet, slime's and DAPO's JSON lines."""
+    evaluate: tuple[Path, ...] = ()
+    """Held-out prompts."""
+    max_prompt_tokens: Annotated[int, Gt(0)] = 2048
+    """Longer prompts are left out."""
+    chat: Chat = "messages"
+    """'messages': chat messages go through the tokenizer's template, text stays as it is. 'always': text too, as a
+    user's message. 'never': the contents of messages, joined by empty lines."""
+    system: str = ""
+    """Put before messages that have no system message."""
+    template: dict[str, object] = field(default_factory=dict)
+    """Further variables of the chat template, {enable_thinking: false} for example."""
+    strict: bool = False
+    """A malformed row is an error instead of being left out and counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Omitted:
+    """Rows that are not among the prompts."""
+
+    issues: tuple[Issue, ...] = ()
+    """Malformed rows."""
+    duplicates: int = 0
+    conflicting: int = 0
+    """Duplicates whose reference answer differs from the first one's, which stays."""
+    too_long: int = 0
+
+    def __str__(self) -> str:
+        counts = {
+            "malformed": len(self.issues),
+            "duplicates": self.duplicates,
+            "of them with another answer": self.conflicting,
+            "too long": self.too_long,
+        }
+        said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        first = f"; the first malformed: {self.issues[0]}" if self.issues else ""
+        return f"left out: {said}{first}" if said else "nothing left out"
+
+
+class PromptSet:
+    """A `Prompts`: every prompt once, in the order of the files.
+
+    prompts = PromptSet.read(settings.train, tokenizer, settings)
+    batch = prompts.take([3, 0])
+    """
+
+    def __init__(self, batch: Batch, omitted: Omitted) -> None:
+        self._batch = batch
+        self.ids: Sequence[str] = batch.strings(PROMPT_ID)
+        self.omitted = omitted
+
+    @classmethod
+    def read(cls, files: Iterable[Path], tokenizer: Tokenizer, settings: DataSettings) -> PromptSet:
+        issues: list[Issue] = []
+        first: dict[str, Prompt] = {}
+        duplicates = conflicting = 0
+        for prompt in _prompts(files, issues, settings.strict):
+            known = first.setdefault(prompt.identity, prompt)
+            duplicates += known is not prompt
+            conflicting += known.answer != prompt.answer
+        kept, texts, tokens = _tokenized(list(first.values()), tokenizer, settings)
+        if not kept:
+            raise ValueError(
+                f"no prompt is left of {', '.join(str(file) for file in files)}: {len(issues)} rows are malformed"
+                f"{f' (the first: {issues[0]})' if issues else ''}, {len(first)} are longer than "
+                f"data.max_prompt_tokens = {settings.max_prompt_tokens}"
+            )
+        batch = Batch.of(
+            {
+                PROMPT_ID: [prompt.identity for prompt in kept],
+                SOURCE: [prompt.source for prompt in kept],
+                ANSWER: [prompt.answer for prompt in kept],
+                EXTRA: [json.dumps(dict(prompt.extra), ensure_ascii=False, default=str) for prompt in kept],
+                PROMPT_TEXT: texts,
+                PROMPT_TOKENS: tokens,
+            }
+        )
+        omitted = Omitted(
+            issues=tuple(issues), duplicates=duplicates, conflicting=conflicting, too_long=len(first) - len(kept)
+        )
+        return cls(batch, omitted)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, index: Sequence[int]) -> Batch:
+        return self._batch.take(torch.tensor(list(index), dtype=torch.int64))
+
+
+def _prompts(files: Iterable[Path], issues: list[Issue], strict: bool) -> Iterator[Prompt]:
+    for file in files:
+        for record in read_records(file):
+            try:
+                yield read_prompt(record)
+            except ValueError as error:
+                issue = record.issue(str(error))
+                if strict:
+                    raise ValueError(f"{issue}; data.strict: false would leave the row out") from error
+                issues.append(issue)
+
+
+def _tokenized(
+    prompts: list[Prompt], tokenizer: Tokenizer, settings: DataSettings
+) -> tuple[list[Prompt], list[str], list[list[int]]]:
+    """The prompts within the length, their texts and tokens."""
+    arguments: Mapping[str, object] = settings.template
+    template = Template(tokenizer=tokenizer, chat=settings.chat, system=settings.system, arguments=arguments)
+    kept: list[Prompt] = []
+    texts: list[str] = []
+    tokens: list[list[int]] = []
+    for start in range(0, len(prompts), TOKENIZED_AT_ONCE):
+        some = prompts[start : start + TOKENIZED_AT_ONCE]
+        rendered = [template.text(prompt.prompt) for prompt in some]
+        for prompt, text, ids in zip(some, rendered, _token_ids(template, some, rendered), strict=True):
+            if len(ids) <= settings.max_prompt_tokens:
+                kept.append(prompt)
+                texts.append(text)
+                tokens.append(ids)
+    return kept, texts, tokens
+
+
+def _token_ids(template: Template, prompts: list[Prompt], texts: list[str]) -> list[list[int]]:
+    """Ids in order; plain text gets the tokenizer's special tokens, what a template rendered has them."""
+    is_rendered = [template.chat == "always" or not isinstance(each.prompt, str) for each in prompts]
+    is_rendered = [each and template.chat != "never" for each in is_rendered]
+    found: dict[bool, Iterator[list[int]]] = {
+        kind: iter(template.tokens([text for text, each in zip(texts, is_rendered, strict=True) if each == kind], kind))
+        for kind in (True, False)
+    }
+    return [next(found[kind]) for kind in is_rendered]

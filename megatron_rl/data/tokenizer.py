@@ -1,0 +1,80 @@
+"""Tokenizers of a local Hugging Face folder, and prompts put into their chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from transformers import AutoTokenizer
+
+from megatron_rl.data.prompt_file import Message, user
+
+Chat = Literal["messages", "always", "never"]
+
+
+class Tokenizer(Protocol):
+    """What is used of a Hugging Face tokenizer."""
+
+    chat_template: str | None
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Mapping[str, list[list[int]]]: ...
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **arguments: object) -> object: ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str: ...
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model's folder; no hub is asked and no code of the folder is run."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no model folder {folder} to take a tokenizer from")
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    return tokenizer
+
+
+def decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:
+    """Tokens to text as engines give it: without special tokens, spaces left alone."""
+
+    def decode(tokens: Sequence[int]) -> str:
+        return tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    return decode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """How a prompt becomes the text a model continues."""
+
+    tokenizer: Tokenizer
+    chat: Chat = "messages"
+    """'messages': chat messages go through the tokenizer's template, text stays as it is. 'always': text too, as a
+    user's message. 'never': the contents of messages, joined by empty lines."""
+    system: str = ""
+    """Put before messages that have no system message."""
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    """Further variables of the template, {'enable_thinking': False} for example."""
+
+    def text(self, prompt: str | Sequence[Message]) -> str:
+        if isinstance(prompt, str):
+            if self.chat != "always":
+                return prompt
+            prompt = user(prompt)
+        messages = [dict(message) for message in prompt]
+        if self.system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system}, *messages]
+        if self.chat == "never":
+            return "\n\n".join(message["content"] for message in messages)
+        if self.tokenizer.chat_template is None:
+            raise ValueError("the tokenizer has no chat template for prompts of messages; set data.chat: never")
+        rendered = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self.arguments
+        )
+        return str(rendered)
+
+    def tokens(self, texts: list[str], are_rendered: bool) -> list[list[int]]:
+        """Token ids of texts; a rendered template brings its own special tokens."""
+        if not texts:
+            return []
+        return list(self.tokenizer(texts, add_special_tokens=not are_rendered)["input_ids"])

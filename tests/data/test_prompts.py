@@ -1,0 +1,104 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from megatron_rl.batch.columns import ANSWER, EXTRA, PROMPT_ID, PROMPT_TEXT, PROMPT_TOKENS, SOURCE
+from megatron_rl.data.prompt_file import Prompt, prompt_id, user, write_prompts
+from megatron_rl.data.prompts import DataSettings, PromptSet
+from megatron_rl.data.tiny_model import tiny_tokenizer
+from megatron_rl.drawing import requests
+from megatron_rl.ports import Context
+from tests.data.test_tokenizer import CHAT
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def lines(path, *rows):
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return path
+
+
+def read(tokenizer, *files, **settings):
+    return PromptSet.read(files, tokenizer, DataSettings(train=files, **settings))
+
+
+def test_own_files_verls_and_slimes_are_read_together(tmp_path, tokenizer):
+    own, verl = tmp_path / "own.parquet", tmp_path / "verl.parquet"
+    write_prompts(own, [Prompt(prompt="a ?", answer="1", source="own", extra={"level": 2})])
+    row = {"data_source": "v", "prompt": user("b ?"), "reward_model": {"style": "rule", "ground_truth": "2"}}
+    pq.write_table(pa.Table.from_pylist([row | {"extra_info": {"index": "i-1"}}]), verl)
+    slime = lines(tmp_path / "slime.jsonl", {"prompt": user("c ?"), "label": 3})
+    batch = read(tokenizer, own, verl, slime).take([2, 0, 1, 0])
+    assert batch.strings(PROMPT_TEXT) == ["<q> c ? <think>", "a ?", "<q> b ? <think>", "a ?"]
+    assert batch.strings(ANSWER) == ["3", "1", "2", "1"]
+    assert batch.strings(SOURCE) == ["slime", "own", "v", "own"]
+    assert json.loads(batch.strings(EXTRA)[2]) == {"index": "i-1"}
+    assert batch.strings(PROMPT_ID)[1] == prompt_id("own", "a ?")
+    assert batch.ragged(PROMPT_TOKENS).row(1).tolist() == tokenizer("a ?")["input_ids"]
+    assert batch.ragged(PROMPT_TOKENS).row(0).tolist() == tokenizer("<q> c ? <think>")["input_ids"]
+
+
+def test_duplicates_stay_once_and_are_counted(tmp_path, tokenizer):
+    rows = [{"prompt": "a", "label": "1"}, {"prompt": "b", "label": "2"}, {"prompt": "a", "label": "1"}]
+    found = read(tokenizer, lines(tmp_path / "x.jsonl", *rows, {"prompt": "a", "label": "9"}))
+    assert found.take(range(len(found))).strings(ANSWER) == ["1", "2"]
+    assert (found.omitted.duplicates, found.omitted.conflicting) == (2, 1)
+    assert str(found.omitted) == "left out: 2 duplicates, 1 of them with another answer"
+
+
+def test_longer_prompts_are_left_out_and_counted(tmp_path, tokenizer):
+    found = read(
+        tokenizer,
+        lines(tmp_path / "x.jsonl", {"prompt": "a 1 2", "label": "1"}, {"prompt": "b", "label": "2"}),
+        max_prompt_tokens=2,
+    )
+    assert found.take([0]).strings(PROMPT_TEXT) == ["b"]
+    assert found.omitted.too_long == 1
+
+
+def test_a_malformed_row_is_reported_and_stops_nothing_unless_strict(tmp_path, tokenizer):
+    path = lines(tmp_path / "x.jsonl", {"prompt": "a", "label": "1"}, "{", {"prompt": "b", "label": ""})
+    found = read(tokenizer, path)
+    assert list(found.ids) == [prompt_id("x", "a")]
+    assert [(issue.row, issue.reason[:12]) for issue in found.omitted.issues] == [
+        (1, "is no JSON ("),
+        (2, "the referenc"),
+    ]
+    assert f"2 malformed; the first malformed: {path} row 1: is no JSON" in str(found.omitted)
+    with pytest.raises(ValueError, match=r"row 1: is no JSON.*data\.strict"):
+        read(tokenizer, path, strict=True)
+
+
+def test_no_prompt_left_is_an_error_that_says_why(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match=r"no prompt is left of .*: 1 rows are malformed"):
+        read(tokenizer, lines(tmp_path / "x.jsonl", "{"))
+
+
+def test_special_tokens_are_added_to_text_but_not_to_what_a_template_rendered(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 1)])
+    found = read(
+        tokenizer, lines(tmp_path / "x.jsonl", {"prompt": "a", "label": "1"}, {"prompt": user("a"), "label": 2})
+    )
+    text, messages = found.take([0]), found.take([0])
+    assert len(found) == 1, "text and a lone user message of one text are one prompt"
+    assert text.ragged(PROMPT_TOKENS).row(0)[0] == 1
+    rendered = read(tokenizer, lines(tmp_path / "x.jsonl", {"prompt": user("a"), "label": 2}))
+    assert rendered.take([0]).ragged(PROMPT_TOKENS).row(0)[0] == tokenizer.convert_tokens_to_ids("<q>")
+    assert messages == text
+
+
+def test_samplers_draw_from_it(tmp_path, tokenizer):
+    found = read(tokenizer, lines(tmp_path / "x.jsonl", {"prompt": "a", "label": "1"}, {"prompt": "b", "label": "2"}))
+    context = Context(step=0, version=0, seed=0, machines={"prompts": found})
+    batch = requests(context, [(0, 1), (0, 0)], samples=2, first_group=0)
+    assert batch.strings(ANSWER) == ["2", "2", "1", "1"]

@@ -1,0 +1,62 @@
+import pytest
+
+from megatron_rl.data.prompt_file import user
+from megatron_rl.data.tiny_model import tiny_tokenizer
+from megatron_rl.data.tokenizer import Template, decoder, load_tokenizer
+
+CHAT = (
+    "{% for m in messages %}{{ '<q> ' if m.role == 'user' else '; ' }}{{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}{{ '<think>' if thinking is not defined or thinking else '<answer>' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chatty():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def test_messages_go_through_the_template_and_text_stays(chatty):
+    template = Template(tokenizer=chatty)
+    assert template.text(user("a ?")) == "<q> a ? <think>"
+    assert template.text("a ?") == "a ?"
+    assert Template(tokenizer=chatty, chat="always").text("a ?") == "<q> a ? <think>"
+    assert Template(tokenizer=chatty, chat="never").text([*user("a"), *user("b")]) == "a\n\nb"
+
+
+def test_a_system_message_goes_first_unless_there_is_one(chatty):
+    template = Template(tokenizer=chatty, system="b")
+    assert template.text(user("a ?")) == "; b <q> a ? <think>"
+    assert template.text([{"role": "system", "content": "c"}, *user("a")]) == "; c <q> a <think>"
+
+
+def test_the_template_gets_further_variables(chatty):
+    assert Template(tokenizer=chatty, arguments={"thinking": False}).text(user("a")) == "<q> a <answer>"
+
+
+def test_messages_without_a_template_are_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"no chat template.*data\.chat: never"):
+        Template(tokenizer=tiny_tokenizer()).text(user("a"))
+
+
+def test_a_folder_gives_back_its_tokenizer(tmp_path, chatty):
+    chatty.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.chat_template == CHAT
+    assert tokenizer(["a ?"], add_special_tokens=True)["input_ids"] == chatty(["a ?"])["input_ids"]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model folder"):
+        load_tokenizer(tmp_path / "none")
+
+
+def test_decoding_drops_special_tokens_and_keeps_spaces():
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer("a 4 7 <answer> 5 6 ? <eos>")["input_ids"]
+    assert decoder(tokenizer)(ids) == "a 4 7 <answer> 5 6 ?"
+
+
+def test_no_texts_are_no_tokens(chatty):
+    assert Template(tokenizer=chatty).tokens([], are_rendered=True) == []
