@@ -33,7 +33,7 @@ def test_every_converters_output_passes_the_reader(name, tmp_path, monkeypatch):
     fields, _, answer = ROWS[name]
     found = convert(name, published_file(tmp_path, name, [fields]), tmp_path / "out" / "prompts.parquet")
     assert (found.written, found.duplicates, found.issues) == (1, 0, ())
-    monkeypatch.setattr(Template, "tokens", lambda _, texts, **__: [[1] * len(text) for text in texts])
+    monkeypatch.setattr(Template, "tokens", lambda _, texts, __: [[1] * len(text) for text in texts])
     files = (tmp_path / "out",)
     prompts = PromptSet.read(files, tiny_tokenizer(), DataSettings(train=files, chat="never", strict=True))
     batch = prompts.take([0])
