@@ -100,8 +100,21 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(as_yaml(spec), end="")
         return DONE
-    print("this version checks configurations (--dry-run); it does not train from the command line.", file=sys.stderr)
-    return FAILED
+    from megatron_rl import launch
+
+    folder = f"{spec.settings['run'].values['folder']}/{spec.settings['run'].values['name']}"
+    try:
+        launch.train(spec)
+    except KeyboardInterrupt:
+        again = " ".join(["megatron-rl train", str(arguments.config), *arguments.settings])
+        print(f"\ninterrupted; {folder} goes on from its last checkpoint with: {again}", file=sys.stderr)
+        return INTERRUPTED
+    except SpecError:
+        raise
+    except launch.FAILURES as error:
+        print(f"the run in {folder} failed: {error}", file=sys.stderr)
+        return FAILED
+    return DONE
 
 
 COMMANDS: Final[Mapping[str, Command]] = {

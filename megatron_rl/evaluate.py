@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from megatron_rl.batch.batch import Batch
@@ -14,6 +16,27 @@ from megatron_rl.drawing import requests
 from megatron_rl.ops.accuracy import estimate, majority, pass_at
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ports import Context, Evaluation, Judge, Prompts, RolloutEngine
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How held-out prompts are asked. Every evaluation of a run uses the same seeds."""
+
+    samples: Annotated[int, Ge(1)] = 1
+    """Rollouts of each prompt: pass@1 is their mean, pass@k and maj@k are of all of them."""
+
+    temperature: Annotated[float, Ge(0)] = 1.0
+    """0 takes the likeliest token."""
+
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Keeps the likeliest tokens that together reach this mass."""
+
+    top_k: Annotated[int, Ge(0)] = 0
+    """Keeps this many of the likeliest tokens; 0 keeps all."""
+
+    @property
+    def law(self) -> Sampling:
+        return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
 
 
 @dataclass(frozen=True, kw_only=True)

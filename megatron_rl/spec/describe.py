@@ -50,7 +50,7 @@ def _section(section: Section) -> Iterator[str]:
         return
     form = "a list of" if section.kind == "chain" else "one of"
     yield f"{section.name}: {section.meaning} {form[0].upper()}{form[1:]} {section.room}:"
-    for name in resolve.names(section.room) if _is_first(section) else ():
+    for name in resolve.known(section) if _is_first(section) else ():
         shape = resolve.find(name, section.room)
         yield f"  {name}: {_first_line(shape.meaning)}"
         yield from _keys(shape, "    ")

@@ -108,13 +108,17 @@ def _choice(section: Section, node: Node | None, place: str, problems: list[str]
     if node is None and section.default:
         node = Node({section.default: Node({}, place)}, place)
     if node is None:
-        known = ", ".join(resolve.names(section.room))
+        known = ", ".join(resolve.known(section))
         problems.append(f"{place}: the section '{section.name}' is missing; choose one of {known}.")
         return None
     if not isinstance(node.value, dict) or len(node.value) != 1:
         problems.append(f"{node.place}: '{section.name}' should be one name, with its keys if any, but is {node.kind}.")
         return None
     ((name, fields),) = node.value.items()
+    if section.known and ":" not in name and name not in resolve.known(section):
+        here = resolve.known(section)
+        problems.append(f"{node.place}: '{section.name}' is '{name}', which is not among them{nearest(name, here)}.")
+        return None
     return _idea(section.room, section.name, (name, fields), problems)
 
 

@@ -33,6 +33,12 @@ def names(room: str) -> tuple[str, ...]:
     return tuple(sorted(_names(_ROOT / room, f"{PACKAGE}.{room}", "")))
 
 
+def known(section: Section) -> tuple[str, ...]:
+    """The names that a choice or a chain may take here."""
+    there = names(section.room)
+    return tuple(name for name in there if not section.known or name in section.known)
+
+
 def _names(folder: Path, package: str, prefix: str) -> Iterator[str]:
     for path in folder.glob("*.py"):
         if not path.name.startswith("_") and shape_of(f"{package}.{path.stem}", class_name(path.stem)) is not None:

@@ -50,6 +50,8 @@ class Section:
     """Folder whose files are the known names of a choice or of a chain's steps."""
     default: str = ""
     """The name taken where a choice is not written; empty where one must be."""
+    known: tuple[str, ...] = ()
+    """The names of a choice, where its room holds other things too; empty takes every file of the room."""
 
 
 SECTIONS: Final = (
@@ -57,11 +59,27 @@ SECTIONS: Final = (
     Section(name="model", target="megatron_rl.spec.run:ModelSettings", meaning="The model to train."),
     Section(name="schedule", target="megatron_rl.loop:Schedule", meaning="Steps, and when to save and evaluate."),
     Section(name="actor", target="megatron_rl.actor.settings:ActorSettings", meaning="How Megatron-Core trains."),
+    Section(
+        name="rollout",
+        kind="choice",
+        room="rollout",
+        meaning="The engine that writes rollouts.",
+        default="embedded",
+        known=("embedded", "vllm"),
+    ),
+    Section(
+        name="sampling",
+        target="megatron_rl.rollout.settings:SamplingSettings",
+        meaning="The law tokens are drawn from.",
+    ),
+    Section(name="data", target="megatron_rl.data.prompts:DataSettings", meaning="Prompts to learn from and held out."),
     Section(name="sampler", kind="choice", room="samplers", meaning="Chooses prompts."),
     Section(name="collect", kind="chain", room="stages", meaning="Stages from drawn prompts to judged rollouts."),
     Section(name="learn", kind="chain", room="stages", meaning="Stages from judged rollouts to what the loss reads."),
     Section(name="objective", kind="choice", room="objectives", meaning="Prices tokens."),
     Section(name="reward", kind="choice", room="rewards", meaning="Scores answers."),
+    Section(name="judge", target="megatron_rl.rewards.pool:JudgeSettings", meaning="How answers are graded."),
+    Section(name="evaluation", target="megatron_rl.evaluate:EvaluationSettings", meaning="How the policy is measured."),
     Section(
         name="telemetry",
         target="megatron_rl.telemetry.settings:TelemetrySettings",

@@ -1,0 +1,215 @@
+"""A checked configuration turned into a run: the one place where ideas meet machines."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from megatron_rl.actor import groups, weights
+from megatron_rl.actor.architecture import HfConfig, describe
+from megatron_rl.actor.megatron_actor import MegatronActor, Origin
+from megatron_rl.actor.rope import frequencies
+from megatron_rl.actor.settings import ActorSettings
+from megatron_rl.buffer import GroupBuffer
+from megatron_rl.data.prompts import DataSettings, PromptSet
+from megatron_rl.data.tokenizer import Tokenizer, decoder, load_tokenizer
+from megatron_rl.evaluate import EvaluationSettings, HeldOut
+from megatron_rl.loop import Run, Schedule
+from megatron_rl.pipeline import chain, check_wiring
+from megatron_rl.ports import Sampler, Stage
+from megatron_rl.reshard.engines import huggingface_layout
+from megatron_rl.reshard.placement import together
+from megatron_rl.reshard.plan import plan
+from megatron_rl.reshard.sync import InProcessSync
+from megatron_rl.reshard.transport import Exchange
+from megatron_rl.rewards.pool import JudgeSettings, RewardPool
+from megatron_rl.rollout.blueprint import Blueprint
+from megatron_rl.rollout.embedded import Embedded, EmbeddedEngine
+from megatron_rl.rollout.settings import SamplingSettings
+from megatron_rl.rollout.vocabulary import Vocabulary, end_tokens
+from megatron_rl.spec.resolve import build
+from megatron_rl.spec.run import ModelSettings, Part, RunSettings, RunSpec
+from megatron_rl.spec.schema import SpecError
+from megatron_rl.telemetry.settings import TelemetrySettings, open_telemetry
+
+T = TypeVar("T")
+REPORTED = ("torch", "megatron-core", "transformers", "pyarrow", "numpy", "transformer-engine", "vllm", "ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ideas:
+    """What the configuration chose of each seam, built and wired."""
+
+    sampler: Sampler
+    collect: tuple[tuple[str, Stage], ...]
+    learn: tuple[tuple[str, Stage], ...]
+    objective: object
+
+    @property
+    def needs(self) -> set[str]:
+        """The machines that some stage asks for."""
+        return {need for _, stage in (*self.collect, *self.learn) for need in getattr(type(stage), "uses", ())}
+
+
+def read_ideas(spec: RunSpec) -> Ideas:
+    """Builds sampler, stages and objective; SpecError lists every column that is read before it is written."""
+    sampler = build(spec.choices["sampler"])
+    objective = build(spec.choices["objective"])
+    stages = {name: tuple((part.name, build(part)) for part in spec.chains[name]) for name in ("collect", "learn")}
+    written = getattr(type(sampler), "writes", ())
+    named = (spec.choices["objective"].name, objective)
+    problems = check_wiring(written, stages["collect"], stages["learn"], named)  # type: ignore[arg-type]
+    if problems:
+        raise SpecError([f"{spec.files[0]}: {problem}" for problem in problems])
+    collect, learn = stages["collect"], stages["learn"]
+    return Ideas(sampler=sampler, collect=collect, learn=learn, objective=objective)  # type: ignore[arg-type]
+
+
+def assemble(spec: RunSpec) -> Run:
+    """Everything a run is made of, in this process. Close it with `close`."""
+    ideas = read_ideas(spec)
+    run, model = _settings(spec, "run", RunSettings), _settings(spec, "model", ModelSettings)
+    actor_settings = _settings(spec, "actor", ActorSettings)
+    sampling, data = _settings(spec, "sampling", SamplingSettings), _settings(spec, "data", DataSettings)
+    if actor_settings.world > 1:
+        raise SpecError(
+            f"{spec.files[0]}: actor takes tp*cp*dp*pp = {actor_settings.world} processes, but this command is one; "
+            "set actor.tp, actor.pp and actor.dp to 1."
+        )
+    folder = run.folder / run.name
+    tokenizer = load_tokenizer(model.folder)
+    prompts = PromptSet.read(data.train, tokenizer, data)
+    groups.join_alone()
+    groups.cut(actor_settings, run.seed)
+    actor = MegatronActor(actor_settings, Origin(folder=model.folder, reference=model.reference, sampling=sampling.law))
+    engine = _engine(spec.choices["rollout"], model.folder, tokenizer, sampling, actor)
+    judge = _judge(spec)
+    telemetry = open_telemetry(
+        _settings(spec, "telemetry", TelemetrySettings), folder, spec.plain, piece=_piece(tokenizer)
+    )
+    engine.progress = telemetry.wave
+    return Run(
+        folder=folder,
+        seed=run.seed,
+        schedule=_settings(spec, "schedule", Schedule),
+        sampler=ideas.sampler,
+        collect=chain(ideas.collect),
+        learn=chain(ideas.learn),
+        objective=ideas.objective,  # type: ignore[arg-type]
+        buffer=GroupBuffer(prompts=ideas.sampler.prompts),
+        actor=actor,
+        weights=in_process_sync(actor, engine),
+        machines={"engine": engine, "actor": actor, "judge": judge, "prompts": prompts},
+        telemetry=telemetry,
+        evaluator=_evaluator(spec, data, tokenizer, engine, judge),
+        facts={"spec": hashlib.sha256(repr(spec.plain).encode()).hexdigest(), "cut": repr(actor_settings)},
+    )
+
+
+def close(run: Run, reason: str) -> None:
+    """Ends every machine of the run."""
+    run.telemetry.close(reason)
+    for name in ("judge", "engine", "actor"):
+        run.machines[name].close()  # type: ignore[attr-defined]  # each machine of a run has one
+
+
+def in_process_sync(actor: MegatronActor, engine: EmbeddedEngine) -> InProcessSync:
+    """The actor's parameters into the engine's, by the plan between their layouts."""
+    source = weights.layout(actor.model)
+    target = huggingface_layout(actor.model.architecture.shape)
+    exchange = Exchange(
+        plan=plan(source, target, together(source, target)),
+        sources={0: weights.parameters(actor.model)},
+        targets={0: engine.parameters()},
+        dtype=engine.decoder.dtype,
+    )
+    return InProcessSync(exchange=exchange, serve=engine.serve)
+
+
+def blueprint_of(hf: HfConfig) -> Blueprint:
+    """What an engine of ours must know of the model that a config.json describes."""
+    architecture = describe(hf)
+    turned = frequencies(architecture)
+    return Blueprint(
+        shape=architecture.shape,
+        context=architecture.context,
+        norm_eps=architecture.norm_eps,
+        inverse_R=turned.inverse_R,
+        magnitude=turned.magnitude,
+        qkv_bias=architecture.qkv_bias,
+        qk_norm=architecture.qk_norm,
+    )
+
+
+def environment() -> dict[str, str]:
+    """The versions that a run was made with."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in REPORTED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def _engine(
+    part: Part, folder: Path, tokenizer: Tokenizer, sampling: SamplingSettings, actor: MegatronActor
+) -> EmbeddedEngine:
+    settings = build(part)
+    if not isinstance(settings, Embedded):
+        raise SpecError(f"{part.place}: 'rollout' is '{part.name}', which this command cannot start; use 'embedded'.")
+    end = end_tokens(folder, also=getattr(tokenizer, "eos_token_id", None))
+    vocabulary = Vocabulary(decode=decoder(tokenizer), end=end, stop=sampling.stop)
+    dtype = torch.float32 if actor.settings.precision.compute == "fp32" else torch.bfloat16
+    return settings.open(blueprint_of(weights.read_config(folder)), vocabulary, sampling, dtype)
+
+
+def _judge(spec: RunSpec) -> RewardPool:
+    part = spec.choices["reward"]
+    build(part)
+    return RewardPool(part.target, part.given, _settings(spec, "judge", JudgeSettings))
+
+
+def _evaluator(
+    spec: RunSpec, data: DataSettings, tokenizer: Tokenizer, engine: EmbeddedEngine, judge: RewardPool
+) -> HeldOut | None:
+    if not data.evaluate:
+        return None
+    settings = _settings(spec, "evaluation", EvaluationSettings)
+    return HeldOut(
+        prompts=PromptSet.read(data.evaluate, tokenizer, data),
+        engine=engine,
+        judge=judge,
+        samples=settings.samples,
+        sampling=settings.law,
+        seed=_settings(spec, "run", RunSettings).seed,
+    )
+
+
+def _piece(tokenizer: Tokenizer) -> Callable[[int], str]:
+    return lambda token: tokenizer.decode([token], skip_special_tokens=False)
+
+
+def _settings(spec: RunSpec, name: str, kind: type[T]) -> T:
+    built = build(spec.settings[name])
+    assert isinstance(built, kind), f"the section '{name}' is described by {kind.__name__}"
+    return built
+
+
+def plain_difference(ours: Mapping[str, object], theirs: Mapping[str, object], prefix: str = "") -> list[str]:
+    """The dotted keys in which two resolved configurations differ."""
+    differing: list[str] = []
+    for key in ours.keys() | theirs.keys():
+        one, other = ours.get(key), theirs.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            differing += plain_difference(one, other, f"{prefix}{key}.")
+        elif one != other:
+            differing.append(f"{prefix}{key}")
+    return sorted(differing)

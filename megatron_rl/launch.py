@@ -1,0 +1,81 @@
+"""A run from its first step, or from where it was, to its end: folder, signals, resume, and what is said at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import yaml
+
+from megatron_rl import loop
+from megatron_rl.assemble import assemble, close, environment, plain_difference
+from megatron_rl.checkpoint import CheckpointError
+from megatron_rl.spec.describe import as_yaml
+from megatron_rl.spec.run import RunSpec
+from megatron_rl.spec.schema import SpecError
+
+MAY_CHANGE = ("schedule.", "telemetry.", "evaluation.", "run.folder")
+"""Keys that a resumed run may have otherwise than when it began."""
+
+
+def train(spec: RunSpec) -> None:
+    """Trains to the end; takes up the folder's latest checkpoint where there is one."""
+    run = assemble(spec)
+    reason = "failed"
+    try:
+        _claim(run, spec)
+        resumed = loop.resume(run)
+        run.telemetry.start(run.step, run.schedule.steps)
+        if resumed:
+            print(f"resumed {run.folder} after step {run.step}", file=sys.stderr)
+        with _stopping_at_signals(run):
+            loop.train(run)
+        reason = run.stopping or "finished"
+    except KeyboardInterrupt:
+        reason = "interrupted"
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        raise
+    finally:
+        close(run, reason)
+
+
+def _claim(run: loop.Run, spec: RunSpec) -> None:
+    """Writes what the run is made of into its folder; refuses a folder that another configuration began."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    path = run.folder / "spec.yaml"
+    if path.exists():
+        began = yaml.safe_load(path.read_text(encoding="utf-8"))
+        now = yaml.safe_load(as_yaml(spec))
+        changed = [key for key in plain_difference(began, now) if not key.startswith(MAY_CHANGE)]
+        if changed:
+            raise SpecError(
+                f"{run.folder} was begun with other settings of {', '.join(changed[:6])}; "
+                "give the run another run.name, or remove the folder."
+            )
+    path.write_text(as_yaml(spec), encoding="utf-8")
+    (run.folder / "environment.json").write_text(json.dumps(environment(), indent=1))
+
+
+@contextlib.contextmanager
+def _stopping_at_signals(run: loop.Run) -> Iterator[None]:
+    """SIGTERM and SIGUSR1 end the run after the step in hand, with a checkpoint."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        run.stopping = f"stopped by {signal.Signals(number).name}"
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+FAILURES = (CheckpointError, RuntimeError, OSError, ValueError)
+"""What may go wrong in a run and is told in a sentence; anything else is a bug and keeps its traceback."""
