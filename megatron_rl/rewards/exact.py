@@ -14,6 +14,7 @@ class Exact:
     after: str = ""
     """The answer follows the last of these, '<answer>' for example; empty takes the whole response."""
     ignore_case: bool = False
+    """Upper and lower case are the same."""
     finished: bool = False
     """A response that the token budget cut off is wrong, whatever it says."""
 
