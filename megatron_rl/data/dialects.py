@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -76,6 +77,8 @@ def answer_text(answer: object) -> str:
     """A reference answer as text: 34, 34.0 and ' 34 ' are '34'; a list of answers is written as JSON."""
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
+    if isinstance(answer, float) and not math.isfinite(answer):
+        raise ValueError(f"the reference answer is {answer}")
     text = json.dumps(answer, ensure_ascii=False) if isinstance(answer, list | dict) else str(answer).strip()
     if answer is None or not text:
         raise ValueError("the reference answer is empty")

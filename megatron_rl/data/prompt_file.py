@@ -23,7 +23,7 @@ MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One row of a prompt file."""
+    """One row of a prompt file. Text that UTF-8 cannot hold, half a surrogate pair, is a ValueError."""
 
     prompt: str | Sequence[Message]
     answer: str
@@ -31,6 +31,9 @@ class Prompt:
     extra: Mapping[str, object] = field(default_factory=dict)
     prompt_id: str = ""
     """Derived from source and prompt where it is empty."""
+
+    def __post_init__(self) -> None:
+        f"{self.source}{self.answer}{self.prompt if isinstance(self.prompt, str) else _canonical(self.prompt)}".encode()
 
     @property
     def identity(self) -> str:
@@ -67,9 +70,7 @@ def write_prompts(path: Path, prompts: Iterable[Prompt]) -> int:
             "prompt": pa.array(written, pa.string() if is_text else MESSAGES),
             "source": pa.array([row.source for row in rows], pa.string()),
             "answer": pa.array([row.answer for row in rows], pa.string()),
-            "extra": pa.array(
-                [json.dumps(dict(row.extra), ensure_ascii=False, default=str) for row in rows], pa.string()
-            ),
+            "extra": pa.array([json.dumps(dict(row.extra), default=str) for row in rows], pa.string()),
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ class PromptSet:
                 PROMPT_ID: [prompt.identity for prompt in kept],
                 SOURCE: [prompt.source for prompt in kept],
                 ANSWER: [prompt.answer for prompt in kept],
-                EXTRA: [json.dumps(dict(prompt.extra), ensure_ascii=False, default=str) for prompt in kept],
+                EXTRA: [json.dumps(dict(prompt.extra), default=str) for prompt in kept],
                 PROMPT_TEXT: texts,
                 PROMPT_TOKENS: tokens,
             }

@@ -1,3 +1,7 @@
+import contextlib
+import copy
+import random
+
 import pytest
 
 from megatron_rl.data.dialects import answer_text, read_prompt
@@ -54,6 +58,8 @@ def test_an_own_row_keeps_its_identity():
         (VERL | {"reward_model": {"style": "rule"}}, "'reward_model' must hold"),
         (VERL | {"reward_model": {"ground_truth": ""}}, "answer is empty"),
         (VERL | {"reward_model": {"ground_truth": None}}, "answer is empty"),
+        (VERL | {"reward_model": {"ground_truth": float("nan")}}, "answer is nan"),
+        (VERL | {"prompt": user("half a \ud800 pair")}, "surrogates not allowed"),
         (VERL | {"extra_info": "x"}, "must be a mapping"),
         ({"prompt": "p", "answer": "a", "extra": "{"}, "Expecting"),
         ({"prompt": " ", "label": "a"}, "'prompt' must be text"),
@@ -68,3 +74,20 @@ def test_a_list_of_answers_is_json():
     assert answer_text(["a", "ö"]) == '["a", "ö"]'
     assert answer_text(0.5) == "0.5"
     assert answer_text(False) == "False"
+
+
+def test_rows_broken_at_random_are_told_and_nothing_else_happens():
+    wrong = [None, "", 0, 1.5, [], {}, [None], ["x"], {"a": 1}, "\0", float("inf"), 10**400, "\ud800", b"x"]
+    rng = random.Random(0)
+    for fields in [
+        VERL,
+        {"prompt": "p", "label": "1"},
+        {"prompt_id": "i", "prompt": "p", "answer": "1", "extra": "{}"},
+    ]:
+        for _ in range(300):
+            broken = copy.deepcopy(fields)
+            key = rng.choice(list(broken))
+            inner = broken[key] if isinstance(broken[key], dict) and rng.random() < 0.5 else broken
+            inner[rng.choice(list(inner))] = rng.choice(wrong)
+            with contextlib.suppress(ValueError):
+                assert read(**broken).answer
