@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow check vllm-cpu clean
+.PHONY: help install test test-slow quickstart check vllm-cpu clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -20,6 +20,11 @@ test: install ## the test suite
 
 test-slow: install ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+quickstart: install ## a tiny model learns to think on this machine, in minutes; runs/quickstart/report.html shows it
+	$(BIN)/python examples/quickstart/prepare.py
+	$(BIN)/megatron-rl train configs/quickstart.yaml
+	$(BIN)/megatron-rl report runs/quickstart
 
 check: install ## the whole gate: format, lint, types, tests
 	PATH="$(abspath $(BIN)):$$PATH" tools/check.sh

@@ -17,9 +17,11 @@ from megatron_rl.actor.architecture import HfConfig, describe
 from megatron_rl.actor.megatron_actor import MegatronActor, Origin
 from megatron_rl.actor.rope import frequencies
 from megatron_rl.actor.settings import ActorSettings
+from megatron_rl.batch.columns import REFERENCE_REWARDS
 from megatron_rl.buffer import GroupBuffer
 from megatron_rl.data.prompts import DataSettings, PromptSet
 from megatron_rl.data.tokenizer import Tokenizer, decoder, load_tokenizer
+from megatron_rl.data.values import read_values
 from megatron_rl.evaluate import EvaluationSettings, HeldOut
 from megatron_rl.loop import Run, Schedule
 from megatron_rl.pipeline import chain, check_wiring
@@ -63,7 +65,8 @@ def read_ideas(spec: RunSpec) -> Ideas:
     sampler = build(spec.choices["sampler"])
     objective = build(spec.choices["objective"])
     stages = {name: tuple((part.name, build(part)) for part in spec.chains[name]) for name in ("collect", "learn")}
-    written = getattr(type(sampler), "writes", ())
+    from_data = (REFERENCE_REWARDS,) if spec.settings["data"].values.get("values") else ()
+    written = (*getattr(type(sampler), "writes", ()), *from_data)
     named = (spec.choices["objective"].name, objective)
     problems = check_wiring(written, stages["collect"], stages["learn"], named)  # type: ignore[arg-type]
     if problems:
@@ -86,6 +89,8 @@ def assemble(spec: RunSpec) -> Run:
     folder = run.folder / run.name
     tokenizer = load_tokenizer(model.folder)
     prompts = PromptSet.read(data.train, tokenizer, data)
+    if data.values is not None:
+        prompts = prompts.with_values(read_values(data.values, value_fingerprint(spec)), data.solvable)
     groups.join_alone()
     groups.cut(actor_settings, run.seed)
     actor = MegatronActor(actor_settings, Origin(folder=model.folder, reference=model.reference, sampling=sampling.law))
@@ -111,6 +116,13 @@ def assemble(spec: RunSpec) -> Run:
         evaluator=_evaluator(spec, data, tokenizer, engine, judge),
         facts={"spec": hashlib.sha256(repr(spec.plain).encode()).hexdigest(), "cut": repr(actor_settings)},
     )
+
+
+def value_fingerprint(spec: RunSpec) -> dict[str, object]:
+    """What the rewards of a value run depend on."""
+    plain = spec.plain
+    data = {key: plain["data"][key] for key in ("chat", "system", "template")}  # type: ignore[index]
+    return {"model": plain["model"], "sampling": plain["sampling"], "reward": plain["reward"], "data": data}
 
 
 def close(run: Run, reason: str) -> None:

@@ -117,8 +117,75 @@ def _train(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _add_values_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file; its data.values is what is written")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings laid over the file")
+    parser.add_argument("--samples", type=int, default=8, help="rollouts of each prompt")
+
+
+def _values(arguments: argparse.Namespace) -> int:
+    spec = checked(arguments.config, arguments.settings)
+    target = spec.settings["data"].values["values"]
+    if not target:
+        raise SpecError(f"{arguments.config}: data.values is not set; it is the file that a value run writes.")
+    from megatron_rl import launch
+
+    asked = checked(arguments.config, [*arguments.settings, "data.values=null"])
+    print(f"{launch.values(asked, arguments.samples, Path(str(target)))} prompts valued in {target}")
+    return DONE
+
+
+def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a run; several are overlaid")
+    parser.add_argument("--out", type=Path, help="the page; report.html in the first folder otherwise")
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from megatron_rl.telemetry.report import report
+
+    missing = [str(folder) for folder in arguments.folders if not (folder / "metrics.jsonl").is_file()]
+    if missing:
+        raise SpecError(f"{', '.join(missing)}: no metrics.jsonl there, so no run to report on.")
+    print(report(arguments.folders, arguments.out or arguments.folders[0] / "report.html"))
+    return DONE
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="a published data set, or 'arithmetic' or 'knights' to make prompts offline")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="SOURCE TARGET; only TARGET to make prompts"
+    )
+    parser.add_argument("--strict", action="store_true", help="stop at the first malformed row")
+    parser.add_argument("--count", type=int, default=10_000, help="prompts to make")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same prompts")
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from megatron_rl.data.convert import convert
+    from megatron_rl.data.generate import GENERATED, generate
+
+    *sources, target = arguments.files
+    made = arguments.name in GENERATED
+    if len(sources) != (0 if made else 1):
+        wanted = "TARGET alone" if made else "SOURCE and TARGET"
+        raise SpecError(f"data {arguments.name} takes {wanted}, got {len(arguments.files)} files.")
+    try:
+        if made:
+            count = generate(GENERATED[arguments.name](), target, arguments.count, arguments.seed)
+            print(f"{count} prompts written to {target}")
+        else:
+            print(convert(arguments.name, sources[0], target, arguments.strict))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    return DONE
+
+
 COMMANDS: Final[Mapping[str, Command]] = {
     "train": Command("Trains the run that a configuration describes.", _add_train_arguments, _train),
+    "values": Command("Stores the reference policy's rewards per prompt, for A*-PO.", _add_values_arguments, _values),
+    "report": Command("Draws one or several runs as one HTML file that opens offline.", _add_report_arguments, _report),
+    "data": Command("Converts a published data set to prompts, or makes prompts offline.", _add_data_arguments, _data),
 }
 
 if __name__ == "__main__":

@@ -7,13 +7,17 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import yaml
 
 from megatron_rl import loop
-from megatron_rl.assemble import assemble, close, environment, plain_difference
+from megatron_rl.assemble import assemble, close, environment, plain_difference, value_fingerprint
+from megatron_rl.batch.columns import PROMPT_ID, REWARD
 from megatron_rl.checkpoint import CheckpointError
+from megatron_rl.data.values import write_values
+from megatron_rl.evaluate import HeldOut
 from megatron_rl.spec.describe import as_yaml
 from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError
@@ -43,6 +47,29 @@ def train(spec: RunSpec) -> None:
         raise
     finally:
         close(run, reason)
+
+
+def values(spec: RunSpec, samples: int, target: Path) -> int:
+    """Writes the rewards of `samples` rollouts of the model on every training prompt; returns how many prompts."""
+    run = assemble(spec)
+    try:
+        run.weights.publish(0)
+        asked = HeldOut(
+            prompts=run.machines["prompts"],  # type: ignore[arg-type]
+            engine=run.machines["engine"],  # type: ignore[arg-type]
+            judge=run.machines["judge"],  # type: ignore[arg-type]
+            samples=samples,
+            sampling=run.machines["engine"].sampling,  # type: ignore[attr-defined]
+            seed=run.seed,
+        )
+        judged = asked.answer()
+        rewards: dict[str, list[float]] = {}
+        for name, reward in zip(judged.strings(PROMPT_ID), judged.numbers(REWARD).tolist(), strict=True):
+            rewards.setdefault(name, []).append(reward)
+        write_values(target, rewards, value_fingerprint(spec))
+        return len(rewards)
+    finally:
+        close(run, "finished")
 
 
 def _claim(run: loop.Run, spec: RunSpec) -> None:

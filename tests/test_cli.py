@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_origin
 
 import pytest
 
@@ -43,6 +43,7 @@ collect: [drafts.reuse, generate, judge, drafts.remember]
 learn: [shrinkage_baseline, {advantage: {}}]
 objective: {clipped: {low: 0.1}}
 reward: tests.fakes.ideas:compute_score
+data: {train: [prompts.parquet]}
 telemetry: {wandb: "off"}
 """
 LAYOUTS = ("tp=3", "tp=8", "pp=3", "pp=8", "pp=1 vpp=2", "vpp=3", "ep=2", "ep=3", "cp=2", "tp=0", "pp=-1", "dp=0")
@@ -89,12 +90,14 @@ def keys() -> Iterator[tuple[str, str, object]]:
 def mutants(run: str, folder: Path) -> Iterator[Mutant]:
     for path, name, type_ in keys():
         yield Mutant(run, (f"{path}.{name}x=1",), (f"'{path}' has no key '{name}x'", f"did you mean '{name}'"))
-        if type_ is not object:
+        if type_ is not object and get_origin(type_) is not dict:
             yield Mutant(run, (f"{path}.{name}={{odd: 1}}",), (f"'{path}.{name}' should be", "a mapping with 'odd'"))
             yield Mutant(run, (f"{path}.{name}=[[odd]]",), (f"'{path}.{name}' should be", "list"))
     for line in run.splitlines():
         section = line.split(":")[0]
-        yield Mutant(f"{run}{section}: {{}}\n", (), (f"the key '{section}' stands twice", "run.yaml:11"))
+        yield Mutant(
+            f"{run}{section}: {{}}\n", (), (f"the key '{section}' stands twice", f"run.yaml:{run.count(chr(10)) + 1}")
+        )
         yield Mutant(run.replace(f"{section}:", f"{section}z:", 1), (), (f"no section '{section}z'", f"'{section}'"))
         yield Mutant(run, (f"{section}x.key=1",), (f"no section '{section}x'", f"did you mean '{section}'"))
     for layout in LAYOUTS:

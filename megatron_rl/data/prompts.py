@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,15 @@ import torch
 from annotated_types import Gt
 
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import ANSWER, EXTRA, PROMPT_ID, PROMPT_TEXT, PROMPT_TOKENS, SOURCE
+from megatron_rl.batch.columns import (
+    ANSWER,
+    EXTRA,
+    PROMPT_ID,
+    PROMPT_TEXT,
+    PROMPT_TOKENS,
+    REFERENCE_REWARDS,
+    SOURCE,
+)
 from megatron_rl.data.dialects import read_prompt
 from megatron_rl.data.prompt_file import Prompt
 from megatron_rl.data.records import Issue, read_records
@@ -40,6 +48,10 @@ class DataSettings:
     """Further variables of the chat template, {enable_thinking: false} for example."""
     strict: bool = False
     """A malformed row is an error instead of being left out and counted."""
+    values: Path | None = None
+    """Rewards of the reference policy's rollouts, as `megatron-rl values` writes them; A*-PO needs them."""
+    solvable: bool = True
+    """With `values`: prompts that the reference policy never got a positive reward on are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +64,8 @@ class Omitted:
     conflicting: int = 0
     """Duplicates whose reference answer differs from the first one's, which stays."""
     too_long: int = 0
+    unsolved: int = 0
+    """Prompts without a positive reward in a value run."""
 
     def __str__(self) -> str:
         counts = {
@@ -59,6 +73,7 @@ class Omitted:
             "duplicates": self.duplicates,
             "of them with another answer": self.conflicting,
             "too long": self.too_long,
+            "never solved": self.unsolved,
         }
         said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         first = f"; the first malformed: {self.issues[0]}" if self.issues else ""
@@ -107,6 +122,20 @@ class PromptSet:
             issues=tuple(issues), duplicates=duplicates, conflicting=conflicting, too_long=len(first) - len(kept)
         )
         return cls(batch, omitted)
+
+    def with_values(self, rewards: Mapping[str, Sequence[float]], solvable: bool) -> PromptSet:
+        """The prompts with REFERENCE_REWARDS; an error names the first one that has none."""
+        lacking = [name for name in self.ids if name not in rewards]
+        if lacking:
+            raise ValueError(
+                f"{len(lacking)} of {len(self.ids)} prompts, '{lacking[0]}' first, have no rewards in data.values; "
+                "run `megatron-rl values` on these prompts"
+            )
+        known = self._batch.with_columns({REFERENCE_REWARDS: [list(rewards[name]) for name in self.ids]})
+        kept_B = torch.tensor([not solvable or max(rewards[name]) > 0 for name in self.ids])
+        if not bool(kept_B.any()):
+            raise ValueError("the reference policy solved no prompt, so none is left; set data.solvable: false")
+        return PromptSet(known.where(kept_B), replace(self.omitted, unsolved=int((~kept_B).sum())))
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,0 +1,39 @@
+import pytest
+
+from megatron_rl.assemble import environment, plain_difference, read_ideas
+from megatron_rl.samplers.uniform import Uniform
+from megatron_rl.spec.schema import SpecError
+from tests.test_launch import data, spec  # noqa: F401  # data is a fixture
+
+
+def test_ideas_are_built_and_say_what_they_need(data, tmp_path):  # noqa: F811
+    ideas = read_ideas(spec(data, tmp_path))
+    assert ideas.sampler == Uniform(prompts=4, samples=4)
+    assert [name for name, _ in ideas.collect] == ["generate", "judge"]
+    assert ideas.needs == {"engine", "judge", "actor"}
+
+
+def test_a_column_read_before_it_is_written_is_refused_at_load(data, tmp_path):  # noqa: F811
+    with pytest.raises(SpecError, match="stage 'advantage' reads 'baseline'"):
+        read_ideas(spec(data, tmp_path, "learn=[advantage]"))
+
+
+def test_every_unwritten_column_is_named(data, tmp_path):  # noqa: F811
+    with pytest.raises(SpecError) as refusal:
+        read_ideas(spec(data, tmp_path, "collect=[generate]", "learn=[group_baseline, importance_weight]"))
+    assert len(refusal.value.problems) == 3
+
+
+def test_differences_are_named_by_their_keys():
+    ours = {"run": {"name": "a", "seed": 0}, "steps": 1}
+    assert plain_difference(ours, {"run": {"name": "b", "seed": 0}, "steps": 2, "new": 1}) == [
+        "new",
+        "run.name",
+        "steps",
+    ]
+
+
+def test_the_environment_lists_versions_and_absences():
+    found = environment()
+    assert found["megatron-core"] == "0.16.1"
+    assert all(found.values())

@@ -1,0 +1,72 @@
+"""Whole runs from a configuration: the real actor, the embedded engine, graders in processes, checkpoints."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_rl import launch
+from megatron_rl.batch.batch import Batch
+from megatron_rl.data.arithmetic import Arithmetic
+from megatron_rl.data.prompt_file import write_prompts
+from megatron_rl.data.tiny_model import write_tiny_model
+from megatron_rl.spec.load import load
+from megatron_rl.spec.schema import SpecError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_tiny_model(folder / "model", seed=0)
+    write_prompts(folder / "train.parquet", Arithmetic(hardest=2).prompts(12, seed=0))
+    write_prompts(folder / "held_out.parquet", Arithmetic(hardest=2).prompts(4, seed=1))
+    return folder
+
+
+def spec(data: Path, runs: Path, *overrides: str):
+    written = {
+        "extends": "base/toy.yaml",
+        "run": {"name": "run", "folder": str(runs)},
+        "model": {"folder": str(data / "model")},
+        "data": {"train": [str(data / "train.parquet")], "evaluate": [str(data / "held_out.parquet")]},
+        "schedule": {"steps": 4, "save_every": 2, "evaluate_every": 2},
+        "sampling": {"max_tokens": 8},
+        "sampler": {"uniform": {"prompts": 4, "samples": 4}},
+        "reward": "tests.fakes.lucky:score",
+        "judge": {"processes": 1},
+    }
+    path = runs / "run.yaml"
+    runs.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(written))
+    return load(path, overrides)
+
+
+def digest(runs: Path, step: int) -> str:
+    """What a checkpoint holds, but for when and by whom it was written."""
+    manifest = json.loads((runs / "run" / "checkpoints" / f"step_{step:06d}" / "manifest.json").read_text())
+    files = {name: entry for name, entry in manifest["files"].items() if name.endswith((".distcp", "memory.json"))}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def rollouts(runs: Path, step: int) -> Batch:
+    return Batch.read_parquet(runs / "run" / "rollouts" / f"step_{step:06d}.parquet")
+
+
+def test_a_run_stopped_and_resumed_is_the_run_that_was_never_stopped(data, tmp_path):
+    launch.train(spec(data, tmp_path / "straight"))
+    launch.train(spec(data, tmp_path / "broken", "schedule.steps=2"))
+    launch.train(spec(data, tmp_path / "broken"))
+    assert digest(tmp_path / "straight", 4) == digest(tmp_path / "broken", 4)
+    for step in range(1, 5):
+        straight, broken = (rollouts(tmp_path / name, step) for name in ("straight", "broken"))
+        assert straight.table.equals(broken.table)
+    points = [json.loads(line) for line in (tmp_path / "broken" / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [point["step"] for point in points if point["kind"] == "step"] == [1, 2, 3, 4]
+
+
+def test_a_folder_begun_with_other_settings_is_not_taken_up(data, tmp_path):
+    launch.train(spec(data, tmp_path, "schedule.steps=1"))
+    with pytest.raises(SpecError, match=r"sampling\.temperature"):
+        launch.train(spec(data, tmp_path, "sampling.temperature=0.5"))
