@@ -75,8 +75,8 @@ def read_ideas(spec: RunSpec) -> Ideas:
     return Ideas(sampler=sampler, collect=collect, learn=learn, objective=objective)  # type: ignore[arg-type]
 
 
-def assemble(spec: RunSpec) -> Run:
-    """Everything a run is made of, in this process. Close it with `close`."""
+def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
+    """Everything a run is made of, in this process. Close it with `close`. A value run is what makes `data.values`."""
     ideas = read_ideas(spec)
     run, model = _settings(spec, "run", RunSettings), _settings(spec, "model", ModelSettings)
     actor_settings = _settings(spec, "actor", ActorSettings)
@@ -89,7 +89,7 @@ def assemble(spec: RunSpec) -> Run:
     folder = run.folder / run.name
     tokenizer = load_tokenizer(model.folder)
     prompts = PromptSet.read(data.train, tokenizer, data)
-    if data.values is not None:
+    if data.values is not None and not is_value_run:
         prompts = prompts.with_values(read_values(data.values, value_fingerprint(spec)), data.solvable)
     groups.join_alone()
     groups.cut(actor_settings, run.seed)

@@ -130,8 +130,7 @@ def _values(arguments: argparse.Namespace) -> int:
         raise SpecError(f"{arguments.config}: data.values is not set; it is the file that a value run writes.")
     from megatron_rl import launch
 
-    asked = checked(arguments.config, [*arguments.settings, "data.values=null"])
-    print(f"{launch.values(asked, arguments.samples, Path(str(target)))} prompts valued in {target}")
+    print(f"{launch.values(spec, arguments.samples, Path(str(target)))} prompts valued in {target}")
     return DONE
 
 

@@ -51,7 +51,7 @@ def train(spec: RunSpec) -> None:
 
 def values(spec: RunSpec, samples: int, target: Path) -> int:
     """Writes the rewards of `samples` rollouts of the model on every training prompt; returns how many prompts."""
-    run = assemble(spec)
+    run = assemble(spec, is_value_run=True)
     try:
         run.weights.publish(0)
         asked = HeldOut(

@@ -43,24 +43,24 @@ def spec(data: Path, runs: Path, *overrides: str):
     return load(path, overrides)
 
 
-def digest(runs: Path, step: int) -> str:
+def digest(folder: Path, step: int) -> str:
     """What a checkpoint holds, but for when and by whom it was written."""
-    manifest = json.loads((runs / "run" / "checkpoints" / f"step_{step:06d}" / "manifest.json").read_text())
+    manifest = json.loads((folder / "checkpoints" / f"step_{step:06d}" / "manifest.json").read_text())
     files = {name: entry for name, entry in manifest["files"].items() if name.endswith((".distcp", "memory.json"))}
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
-def rollouts(runs: Path, step: int) -> Batch:
-    return Batch.read_parquet(runs / "run" / "rollouts" / f"step_{step:06d}.parquet")
+def rollouts(folder: Path, step: int) -> Batch:
+    return Batch.read_parquet(folder / "rollouts" / f"step_{step:06d}.parquet")
 
 
 def test_a_run_stopped_and_resumed_is_the_run_that_was_never_stopped(data, tmp_path):
     launch.train(spec(data, tmp_path / "straight"))
     launch.train(spec(data, tmp_path / "broken", "schedule.steps=2"))
     launch.train(spec(data, tmp_path / "broken"))
-    assert digest(tmp_path / "straight", 4) == digest(tmp_path / "broken", 4)
+    assert digest(tmp_path / "straight" / "run", 4) == digest(tmp_path / "broken" / "run", 4)
     for step in range(1, 5):
-        straight, broken = (rollouts(tmp_path / name, step) for name in ("straight", "broken"))
+        straight, broken = (rollouts(tmp_path / name / "run", step) for name in ("straight", "broken"))
         assert straight.table.equals(broken.table)
     points = [json.loads(line) for line in (tmp_path / "broken" / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [point["step"] for point in points if point["kind"] == "step"] == [1, 2, 3, 4]

@@ -1,0 +1,64 @@
+"""Every shipped configuration trains, and goes on after a stop as if there had been none."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_rl import launch
+from megatron_rl.spec.load import SHIPPED, load
+from tests.test_launch import data, digest, rollouts  # noqa: F401  # data is a fixture
+
+SMALL = {
+    "uniform": ("sampler.uniform.prompts=4", "sampler.uniform.samples=4"),
+    "screening": ("sampler={screening: {prompts: 2, screened: 6, screen: 2, more: 2}}",),
+    "prioritised": ("sampler.prioritised.prompts=4", "sampler.prioritised.samples=4"),
+}
+CHANGES = {
+    "a_star_po": ("sampler.uniform.samples=1",),
+    "dapo": ("sampler.uniform.wave=6", "schedule.max_waves=30", "objective.clipped.dual_clip=10.0"),
+}
+
+
+def small(config: Path, data: Path, runs: Path, *more: str):  # noqa: F811
+    name = config.stem
+    sampler = load(config, ("extends=base/toy.yaml",)).choices["sampler"].name
+    written = [
+        "extends=base/toy.yaml",
+        f"run.folder={runs}",
+        f"model.folder={data / 'model'}",
+        f"data.train=[{data / 'train.parquet'}]",
+        "data.evaluate=[]",
+        "schedule.steps=4",
+        "schedule.save_every=2",
+        "sampling.max_tokens=8",
+        "reward=tests.fakes.lucky:score",
+        "judge.processes=1",
+        "actor.update.steps=1",
+        "actor.update.microbatch_tokens=2048",
+    ]
+    return load(config, (*written, *SMALL[sampler], *CHANGES.get(name, ()), *more))
+
+
+CONFIGS = sorted(SHIPPED.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_it_is_at_most_twenty_five_lines(config):
+    assert len(config.read_text().splitlines()) <= 25
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_it_trains_and_a_stop_changes_nothing(config, data, tmp_path):  # noqa: F811
+    more = ()
+    if config.stem == "a_star_po":
+        values = tmp_path / "values.parquet"
+        more = (f"data.values={values}",)
+        launch.values(small(config, data, tmp_path / "values", *more), 4, values)
+    launch.train(small(config, data, tmp_path / "straight", *more))
+    launch.train(small(config, data, tmp_path / "broken", *more, "schedule.steps=2"))
+    launch.train(small(config, data, tmp_path / "broken", *more))
+    name = load(config, ("extends=base/toy.yaml",)).plain["run"]["name"]
+    straight, broken = tmp_path / "straight" / name, tmp_path / "broken" / name
+    assert digest(straight, 4) == digest(broken, 4)
+    for step in range(1, 5):
+        assert rollouts(straight, step).table.equals(rollouts(broken, step).table)
