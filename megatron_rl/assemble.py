@@ -120,9 +120,9 @@ def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
 
 def value_fingerprint(spec: RunSpec) -> dict[str, object]:
     """What the rewards of a value run depend on."""
-    plain = spec.plain
-    data = {key: plain["data"][key] for key in ("chat", "system", "template")}  # type: ignore[index]
-    return {"model": plain["model"], "sampling": plain["sampling"], "reward": plain["reward"], "data": data}
+    plain, data = spec.plain, _settings(spec, "data", DataSettings)
+    asked = {"chat": data.chat, "system": data.system, "template": data.template}
+    return {"model": plain["model"], "sampling": plain["sampling"], "reward": plain["reward"], "prompt": asked}
 
 
 def close(run: Run, reason: str) -> None:
