@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_rl.reshard.layout import Box
@@ -19,6 +18,14 @@ from megatron_rl.spec.schema import SpecError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class Entry(NamedTuple):
+    """What a file's header says of a tensor: Entry(shape=(4096, 1024), dtype="BF16")."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class Reader:
@@ -29,20 +36,45 @@ class Reader:
         self._files: dict[Path, Any] = {}
         self._file_of = _files_by_tensor(folder)
 
+    def inventory(self) -> dict[str, Entry]:
+        """Every tensor, from the headers alone."""
+        found = {}
+        for name, file in self._file_of.items():
+            opened = self._open(file)
+            if name not in opened.keys():  # noqa: SIM118  # safetensors' file is no mapping
+                raise SpecError(f"{file} lacks {name!r}, which {self.folder / INDEX} says it has; complete the folder.")
+            stored = opened.get_slice(name)
+            found[name] = Entry(tuple(stored.get_shape()), stored.get_dtype())
+        return found
+
+    def whole(self, name: str) -> Tensor:
+        """A tensor that lies in the mapped file until it is touched."""
+        tensor: Tensor = self._open(self._file_of[name]).get_tensor(name)
+        return tensor
+
+    def release(self) -> None:
+        """Forgets the mapped files, and with them the memory of what was read; they are opened again when needed."""
+        self._files.clear()
+
     def read(self, name: str, shape: tuple[int, ...], box: Box) -> Tensor:
         """This box of a tensor; SpecError where the folder lacks the tensor or has it in another shape."""
         if name not in self._file_of:
             raise SpecError(f"{self.folder} has no tensor {name!r}, which its config.json asks for.")
         file = self._file_of[name]
-        if file not in self._files:
-            self._files[file] = safe_open(file, framework="pt")
-        stored = self._files[file].get_slice(name)
+        stored = self._open(file).get_slice(name)
         if tuple(stored.get_shape()) != shape:
             raise SpecError(
                 f"{file} has {name!r} as {tuple(stored.get_shape())}, but its config.json asks for {shape}."
             )
         tensor: Tensor = stored[tuple(slice(start, stop) for start, stop in box)]
         return tensor
+
+    def _open(self, file: Path) -> Any:  # noqa: ANN401  # safetensors has no types
+        if file not in self._files:
+            if not file.is_file():
+                raise SpecError(f"{file} does not exist, but {self.folder / INDEX} names it; complete the folder.")
+            self._files[file] = safe_open(file, framework="pt")
+        return self._files[file]
 
 
 class Shard(NamedTuple):
@@ -87,11 +119,43 @@ class Contents:
         }
 
 
-def write_shard(folder: Path, shard: Shard, tensors: Mapping[str, Tensor]) -> None:
-    """One file, on disk when this returns."""
+def write_shard(folder: Path, shard: Shard, contents: Contents, tensors: Iterator[Tensor]) -> None:
+    """One file of the next tensors, in order of `shard.names`, on disk when this returns; one is held at a time."""
+    header, offsets = _header(shard, contents)
     path = folder / shard.file
-    save_file(dict(tensors), path, metadata={"format": "pt"})
-    _sync(path)
+    with path.open("wb", buffering=0) as file:
+        file.write(header)
+        for name in shard.names:
+            tensor = next(tensors)
+            if (tuple(tensor.shape), tensor.dtype) != (contents.shapes[name], contents.dtype):
+                raise ValueError(
+                    f"{name!r} came as {tuple(tensor.shape)} of {tensor.dtype}, but {path} holds "
+                    f"{contents.shapes[name]} of {contents.dtype}."
+                )
+            file.seek(len(header) + offsets[name])
+            left = memoryview(bytes_of(tensor))
+            while left:
+                left = left[file.write(left) :]
+        os.fsync(file.fileno())
+
+
+def bytes_of(tensor: Tensor) -> Any:  # noqa: ANN401  # numpy's array of bytes
+    """The tensor's bytes, not copied where they lie together."""
+    return tensor.contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _header(shard: Shard, contents: Contents) -> tuple[bytes, dict[str, int]]:
+    """The head of a file as safetensors lays it out, tensors by name, and where behind it each of them starts."""
+    code = next(code for code, dtype in DTYPES.items() if dtype == contents.dtype)
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offsets, at = {}, 0
+    for name in sorted(shard.names):
+        offsets[name], end = at, at + contents.bytes(name)
+        entries[name] = {"dtype": code, "shape": contents.shapes[name], "data_offsets": (at, end)}
+        at = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, offsets
 
 
 def write_index(folder: Path, contents: Contents, shards: Sequence[Shard]) -> None:
@@ -99,7 +163,7 @@ def write_index(folder: Path, contents: Contents, shards: Sequence[Shard]) -> No
     if len(shards) > 1:
         path = folder / INDEX
         path.write_text(json.dumps(contents.index(shards), indent=2) + "\n")
-        _sync(path)
+        sync(path)
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -107,7 +171,7 @@ def copy_companions(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and not path.name.startswith("model") and path.suffix not in (".safetensors", ".bin", ".pt"):
             shutil.copyfile(path, target / path.name)
-            _sync(target / path.name)
+            sync(target / path.name)
 
 
 @contextmanager
@@ -122,11 +186,11 @@ def replacing(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside)
         raise
-    _sync(aside)
+    sync(aside)
     if folder.exists():
         folder.rename(old)
     aside.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -145,9 +209,16 @@ def _files_by_tensor(folder: Path) -> dict[str, Path]:
     return names
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Puts a file, or the names in a folder, on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Puts everything below a folder on disk."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)

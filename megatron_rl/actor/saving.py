@@ -20,6 +20,9 @@ FORMAT = {
     "chained_optim_avoid_prefix": True,
     "singleton_local_shards": False,
 }
+WEIGHTS = {**FORMAT, "weights_only": True}
+"""What a checkpoint without moments says of itself: a converted one."""
+
 PROGRESS = "progress.json"
 
 
@@ -29,29 +32,48 @@ def save(
     """Writes the folder; every rank calls this and all return when it is complete."""
     if dist.get_rank() == 0:
         folder.mkdir(parents=True)
-        (folder / PROGRESS).write_text(json.dumps(dict(progress)))
+        write_progress(folder, progress)
     dist.barrier()
     dist_checkpointing.save(_state(chunks, optimizer, is_loading=False), str(folder), content_metadata=dict(FORMAT))
     dist.barrier()
 
 
 def load(folder: Path, chunks: Sequence[MegatronModule], optimizer: MegatronOptimizer) -> dict[str, object]:
-    """Fills parameters, main parameters and moments, whatever cut saved them; returns the progress saved with them."""
-    asked = _state(chunks, optimizer, is_loading=True)
+    """Fills parameters, main parameters and moments, whatever cut saved them; returns the progress saved with them.
+
+    A converted checkpoint has no moments and leaves the optimizer those it has: none in an actor that took no step.
+    """
+    content = dist_checkpointing.load_content_metadata(str(folder)) or {}
+    has_moments = not content.get("weights_only", False)
+    asked = _state(chunks, optimizer, is_loading=True) if has_moments else _weights(chunks)
     state = dist_checkpointing.load(asked, str(folder))
     for number, chunk in enumerate(chunks):
         chunk.load_state_dict(state[_part(number)])
-    optimizer.load_state_dict(state["optimizer"])
+    if has_moments:
+        optimizer.load_state_dict(state["optimizer"])
+    else:
+        optimizer.reload_model_params()
     progress: dict[str, object] = json.loads((folder / PROGRESS).read_text())
     return progress
 
 
+def write_progress(folder: Path, progress: Mapping[str, object]) -> None:
+    """What is not a tensor."""
+    (folder / PROGRESS).write_text(json.dumps(dict(progress)))
+
+
 def _state(chunks: Sequence[MegatronModule], optimizer: MegatronOptimizer, is_loading: bool) -> ShardedStateDict:
+    model = _weights(chunks)
+    return {**model, "optimizer": optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_metadata())}
+
+
+def _weights(chunks: Sequence[MegatronModule]) -> ShardedStateDict:
+    return {_part(number): chunk.sharded_state_dict(metadata=_metadata()) for number, chunk in enumerate(chunks)}
+
+
+def _metadata() -> dict[str, object]:
     # Which replica writes is told by this group; Megatron would otherwise note it in the dictionary it is given.
-    replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    metadata = {**FORMAT, "dp_cp_group": replicas}
-    model = {_part(number): chunk.sharded_state_dict(metadata=metadata) for number, chunk in enumerate(chunks)}
-    return {**model, "optimizer": optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)}
+    return {**FORMAT, "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
 
 
 def _part(number: int) -> str:

@@ -26,7 +26,7 @@ WRITER = 0
 """The rank that writes a folder."""
 
 SHARD_BYTES = 4 * 2**30
-"""Size of an exported file, and so the memory that an export takes."""
+"""Size of an exported file."""
 
 
 def read_config(folder: Path) -> HfConfig:
@@ -36,6 +36,14 @@ def read_config(folder: Path) -> HfConfig:
         raise SpecError(f"{path} does not exist; point the model at a Hugging Face folder.")
     config: HfConfig = json.loads(path.read_text())
     return config
+
+
+def named_dtype(folder: Path, default: torch.dtype) -> torch.dtype:
+    """The type that the folder's config.json names, so that a round trip gives back the same bytes."""
+    hf_config = read_config(folder)
+    name = hf_config.get("dtype") or hf_config.get("torch_dtype")
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in hf.DTYPES.values()}
+    return known.get(str(name), default)
 
 
 def layout(model: Model) -> Layout:
@@ -71,11 +79,12 @@ def load(model: Model, folder: Path) -> None:
 def export(model: Model, folder: Path, like: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes the folder, complete or not at all, with the config and tokenizer of `like` and weights in its type.
 
-    Every rank calls this; boxes stream to the writer in file order, so nobody holds more than one shard.
+    Every rank calls this; boxes stream to the writer in file order, so nobody holds more than one tensor of it.
     """
     target = huggingface_layout(model.architecture.shape)
     contents = hf.Contents(
-        shapes={tensor.name: tensor.shape for tensor in target.tensors(0)}, dtype=_stored_dtype(like, model)
+        shapes={tensor.name: tensor.shape for tensor in target.tensors(0)},
+        dtype=named_dtype(like, next(model.chunks[0].parameters()).dtype),
     )
     shards = contents.shards(shard_bytes)
     streamed = _stream(model, target, contents)
@@ -86,7 +95,7 @@ def export(model: Model, folder: Path, like: Path, shard_bytes: int = SHARD_BYTE
         with hf.replacing(folder) as aside:
             hf.copy_companions(like, aside)
             for shard in shards:
-                hf.write_shard(aside, shard, {name: next(streamed) for name in shard.names})
+                hf.write_shard(aside, shard, contents, streamed)
             hf.write_index(aside, contents, shards)
     dist.barrier()
 
@@ -115,11 +124,3 @@ def _stream(model: Model, target: Layout, contents: hf.Contents) -> Iterator[Ten
 
 def _at(tensor: Tensor, box: Box) -> Tensor:
     return tensor[tuple(slice(start, stop) for start, stop in box)]
-
-
-def _stored_dtype(like: Path, model: Model) -> torch.dtype:
-    """The type that the folder's config.json names, so that a round trip gives back the same bytes."""
-    hf_config = read_config(like)
-    name = hf_config.get("dtype") or hf_config.get("torch_dtype")
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    return known.get(str(name), next(model.chunks[0].parameters()).dtype)

@@ -1,0 +1,166 @@
+"""Hugging Face folders into Megatron checkpoints and back, in one process, without a model or an optimizer.
+
+What was written is read back through the plan of the other way and compared with what was read, all before it gets
+its name: a target that exists is whole and right.
+"""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_rl.actor import distributed_folder, fit, groups, saving
+from megatron_rl.actor import safetensors_folder as hf
+from megatron_rl.actor.architecture import Architecture, describe
+from megatron_rl.actor.certificate import Certificate, Digest, versions
+from megatron_rl.actor.distributed_folder import Contents
+from megatron_rl.actor.parallel import Parallel
+from megatron_rl.actor.translation import Fusion, check_source, check_stored, unfused
+from megatron_rl.actor.weights import SHARD_BYTES, named_dtype, read_config
+from megatron_rl.reshard.engines import huggingface_layout
+from megatron_rl.reshard.layout import LayoutError
+from megatron_rl.reshard.stored import objects
+from megatron_rl.spec.schema import SpecError
+
+COMPANIONS = "hugging_face"
+"""Where a converted checkpoint keeps config.json and tokenizer, so that it can be exported by itself."""
+
+
+def to_megatron(source: Path, target: Path, parallel: Parallel) -> Certificate:
+    """Writes the weights of a Hugging Face folder as an actor of this cut saves them; any cut loads them."""
+    _refuse_existing(target)
+    architecture = _architecture(source, parallel)
+    reader = hf.Reader(source)
+    dtype = check_source(reader, architecture.shape)
+    fusion = Fusion(reader, architecture.shape, parallel, dtype)
+    contents = Contents(fusion.files, objects(architecture.shape), dtype)
+    with hf.replacing(target) as aside, ThreadPoolExecutor(1) as other:
+        digests = other.submit(_digests, hf.Reader(source))
+        with alone():
+            distributed_folder.write(aside, contents, fusion, saving.WEIGHTS)
+        saving.write_progress(aside, {})
+        (aside / COMPANIONS).mkdir()
+        hf.copy_companions(source, aside / COMPANIONS)
+        made = Certificate(
+            source=huggingface_layout(architecture.shape).label,
+            target=fusion.layout.label,
+            elements=sum(map(_elements, digests.result().values())),
+            written=fusion.written,
+            padding=fusion.padding,
+            plan_bytes=fusion.written * dtype.itemsize,
+            tensors=digests.result(),
+            versions=versions(),
+        )
+        made.write(aside)
+        verify(aside)
+        hf.sync_tree(aside)
+    return made
+
+
+def to_huggingface(source: Path, target: Path, like: Path | None = None, shard_bytes: int = SHARD_BYTES) -> Certificate:
+    """Writes a checkpoint's weights with the config and tokenizer of `like`, by default those it was converted with.
+
+    Weights get the type that the config names. Optimizer state is left out.
+    """
+    _refuse_existing(target)
+    origin = like or source / COMPANIONS
+    if not origin.is_dir():
+        raise SpecError(f"{source} keeps no config.json of its own; name the Hugging Face folder it began with (like).")
+    shape = _architecture(origin).shape
+    reader = distributed_folder.Reader(source)
+    stored = check_stored(reader, shape)
+    contents = hf.Contents(
+        shapes={tensor.name: tensor.shape for tensor in huggingface_layout(shape).tensors(0)},
+        dtype=named_dtype(origin, stored),
+    )
+    digests: dict[str, Digest] = {}
+
+    def streamed() -> Iterator[Tensor]:
+        for name, tensor in unfused(reader, shape):
+            written = tensor.to(contents.dtype).contiguous()
+            digests[name] = Digest.of(written)
+            yield written
+
+    shards, tensors = contents.shards(shard_bytes), streamed()
+    with hf.replacing(target) as aside:
+        hf.copy_companions(origin, aside)
+        for shard in shards:
+            hf.write_shard(aside, shard, contents, tensors)
+        hf.write_index(aside, contents, shards)
+        written = sum(map(_elements, digests.values()))
+        made = Certificate(
+            source=f"megatron checkpoint of {str(stored).removeprefix('torch.')}",
+            target=huggingface_layout(shape).label,
+            elements=sum(math.prod(size) for size in contents.shapes.values()),
+            written=written,
+            padding=0,
+            plan_bytes=written * stored.itemsize,
+            tensors=digests,
+            versions=versions(),
+        )
+        made.write(aside)
+        verify(aside)
+    return made
+
+
+def verify(folder: Path) -> Certificate:
+    """The certificate of a converted folder of either kind; ValueError unless the folder holds what it says."""
+    certificate = Certificate.read(folder)
+    if (folder / COMPANIONS).is_dir():
+        shape = _architecture(folder / COMPANIONS).shape
+        stored = distributed_folder.Reader(folder)
+        check_stored(stored, shape)
+        certificate.check(folder, unfused(stored, shape))
+    else:
+        certificate.check(folder, _tensors(hf.Reader(folder)))
+    return certificate
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, this process is a rank, as Megatron's checkpoints ask; it stays what it was where it is one already."""
+    if dist.is_initialized():
+        if dist.get_world_size() > 1:
+            raise LayoutError(f"one process converts, but {dist.get_world_size()} joined; convert outside of a run.")
+        yield
+        return
+    groups.join_alone()
+    try:
+        yield
+    finally:
+        groups.leave()
+
+
+def _architecture(folder: Path, parallel: Parallel | None = None) -> Architecture:
+    architecture = describe(read_config(folder))
+    if parallel is not None:
+        if parallel.dp * parallel.cp * parallel.ep > 1:
+            raise LayoutError(
+                "dp, cp and ep replicate or deal what a checkpoint holds once; give tp, pp and vpp alone."
+            )
+        fit.check(architecture, parallel)
+    return architecture
+
+
+def _refuse_existing(target: Path) -> None:
+    if target.exists():
+        raise SpecError(f"{target} exists; name a folder that does not, or remove it.")
+
+
+def _tensors(reader: hf.Reader) -> Iterator[tuple[str, Tensor]]:
+    """Those of a Hugging Face folder, one at a time."""
+    for name in reader.inventory():
+        yield name, reader.whole(name)
+        reader.release()
+
+
+def _digests(reader: hf.Reader) -> dict[str, Digest]:
+    return {name: Digest.of(tensor) for name, tensor in _tensors(reader)}
+
+
+def _elements(digest: Digest) -> int:
+    return math.prod(digest.shape)

@@ -1,0 +1,136 @@
+"""Chunks of a Megatron checkpoint made of Hugging Face tensors, and Hugging Face tensors made of such chunks.
+
+Both are plans carried out for one tensor at a time, so memory holds what one fused weight is made of and no more.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from megatron_rl.actor.distributed_folder import Reader
+from megatron_rl.actor.parallel import Parallel
+from megatron_rl.actor.safetensors_folder import DTYPES
+from megatron_rl.actor.safetensors_folder import Reader as HfReader
+from megatron_rl.reshard.engines import huggingface_layout
+from megatron_rl.reshard.layout import Box, Key, Layout, ModelShape, volume
+from megatron_rl.reshard.local import Filled, by_target, slices
+from megatron_rl.reshard.megatron import megatron_layout
+from megatron_rl.reshard.names import EMBEDDING
+from megatron_rl.reshard.plan import plan_rank
+from megatron_rl.reshard.stored import Chunk, chunks
+from megatron_rl.spec.schema import SpecError
+
+OPTIMIZER = "optimizer."
+"""What the names of an actor's other tensors begin with."""
+
+
+class Fusion:
+    """The chunks that every rank of a cut writes, and what each holds, asked for rank after rank; counts its moves."""
+
+    def __init__(self, source: HfReader, shape: ModelShape, parallel: Parallel, dtype: torch.dtype) -> None:
+        self.source, self.shape, self.dtype = source, shape, dtype
+        self.layout = megatron_layout(shape, parallel, modules="transformer_engine")
+        self.files = tuple(tuple(chunks(self.layout, rank, parallel.tp)) for rank in range(parallel.world))
+        self.written = self.padding = 0
+        self._rank = -1
+        self._filled: Mapping[Key, Filled] = {}
+
+    def __call__(self, rank: int, chunk: Chunk) -> Tensor:
+        """What the chunk holds."""
+        if rank != self._rank:
+            made = plan_rank(huggingface_layout(self.shape), self.layout, rank)
+            self._rank, self._filled = rank, {one.tensor.key: one for one in by_target(made, rank)}
+        # What was mapped for the chunk before is let go, or memory would grow to the size of the model.
+        self.source.release()
+        tensor, copies = self._filled[chunk.tensor]
+        target = torch.empty(extent(chunk.box), dtype=self.dtype)
+        for copy in copies:
+            if _inside(copy.target.box, chunk.box):
+                whole = self.source.whole(copy.source.key.name)
+                target[slices(_within(copy.target.box, chunk.box))] = whole[slices(copy.source.box)]
+                self.written += copy.elements
+        for box in tensor.zeros:
+            target[slices(_within(box, chunk.box))] = 0
+            self.padding += volume(box)
+        return target
+
+
+def unfused(source: Reader, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
+    """Every Hugging Face tensor of a checkpoint, in their order, whatever cut wrote it."""
+    stored, target = _stored_layout(source, shape), huggingface_layout(shape)
+    places: dict[Key, list[Chunk]] = defaultdict(list)
+    for chunk in chunks(stored, 0, 1):
+        places[chunk.tensor].append(chunk)
+    held, box = None, torch.empty(0)
+    for tensor, copies in by_target(plan_rank(stored, target, 0), 0):
+        whole: Tensor | None = None
+        for copy in copies:
+            chunk = next(one for one in places[copy.source.key] if _inside(copy.source.box, one.box))
+            if held != chunk:  # query, key and value are of one chunk
+                held, box = chunk, source.read(chunk.name, chunk.at).reshape(extent(chunk.box))
+            part = box[slices(_within(copy.source.box, chunk.box))]
+            if len(copies) == 1:
+                whole = part
+            else:
+                whole = torch.empty(tensor.shape, dtype=box.dtype) if whole is None else whole
+                whole[slices(copy.target.box)] = part
+        if whole is None:
+            raise AssertionError(f"the plan fills no element of {tensor.name!r}")
+        yield tensor.name, whole
+
+
+def check_source(source: HfReader, shape: ModelShape) -> torch.dtype:
+    """The one type of a folder's tensors; SpecError unless they are those of the shape, no more and no less."""
+    found = source.inventory()
+    wanted = {tensor.name: tensor.shape for tensor in huggingface_layout(shape).tensors(0)}
+    _compare(str(source.folder), {name: entry.shape for name, entry in found.items()}, wanted)
+    kinds = sorted({entry.dtype for entry in found.values()})
+    if len(kinds) > 1 or kinds[0] not in DTYPES:
+        raise SpecError(f"{source.folder} holds {', '.join(kinds)}, but needs one type for all of {', '.join(DTYPES)}.")
+    return DTYPES[kinds[0]]
+
+
+def check_stored(source: Reader, shape: ModelShape) -> torch.dtype:
+    """The one type of a checkpoint's weights; SpecError unless they are those of the shape, no more and no less."""
+    found = {name: entry for name, entry in source.tensors.items() if not name.startswith(OPTIMIZER)}
+    wanted = {chunk.name: chunk.shape for chunk in chunks(_stored_layout(source, shape), 0, 1)}
+    _compare(str(source.folder), {name: tuple(entry.size) for name, entry in found.items()}, wanted)
+    kinds = {entry.properties.dtype for entry in found.values()}
+    if len(kinds) > 1:
+        raise SpecError(f"{source.folder} holds {sorted(map(str, kinds))}, but needs one type for all tensors.")
+    return kinds.pop()
+
+
+def extent(box: Box) -> list[int]:
+    """The shape of a box."""
+    return [stop - start for start, stop in box]
+
+
+def _stored_layout(source: Reader, shape: ModelShape) -> Layout:
+    """One rank that holds all, with the padding that the checkpoint has."""
+    embedding = source.tensors.get(EMBEDDING.transformer_engine)
+    if embedding is None:
+        raise SpecError(f"{source.folder} lacks {EMBEDDING.transformer_engine!r}, so it is no checkpoint of a model.")
+    rows = max(embedding.size[0], shape.vocabulary)
+    return megatron_layout(shape, Parallel(), modules="transformer_engine", vocabulary=rows)
+
+
+def _compare(where: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    if missing := sorted(wanted.keys() - found.keys()):
+        raise SpecError(f"{where} has no tensor {missing[0]!r}, which its config.json asks for.")
+    if extra := sorted(found.keys() - wanted.keys()):
+        raise SpecError(f"{where} has a tensor {extra[0]!r}, for which its config.json has no place; remove it.")
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise SpecError(f"{where} has {name!r} as {found[name]}, but its config.json asks for {shape}.")
+
+
+def _inside(inner: Box, outer: Box) -> bool:
+    return all(start >= first and stop <= last for (start, stop), (first, last) in zip(inner, outer, strict=True))
+
+
+def _within(inner: Box, outer: Box) -> Box:
+    """The inner box as it lies in the outer one."""
+    return tuple((start - first, stop - first) for (start, stop), (first, _) in zip(inner, outer, strict=True))

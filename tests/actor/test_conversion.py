@@ -1,0 +1,178 @@
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from megatron_rl.actor import conversion
+from megatron_rl.actor.parallel import Parallel
+from megatron_rl.actor.safetensors_folder import SINGLE
+from megatron_rl.reshard.layout import LayoutError
+from megatron_rl.spec.schema import SpecError
+from tests import ranks
+from tests.actor.conversion_programs import SHARD_BYTES, differing_after_load, save_and_export
+from tests.fakes.tiny_models import FAMILIES, tiny_folder
+
+FEW = (Parallel(), Parallel(tp=2, pp=2), Parallel(tp=4, pp=2, vpp=2), Parallel(pp=2, stage_layers=(3, 1)))
+TWENTY = (
+    *(Parallel(tp=tp, pp=pp) for tp, pp in product((1, 2, 4), (1, 2, 4))),
+    *(Parallel(tp=tp, pp=pp, vpp=4 // pp) for tp, pp in product((1, 2, 4), (2,))),
+    *(Parallel(tp=tp, pp=2, stage_layers=cut) for tp, cut in product((1, 2, 4), ((1, 3), (3, 1)))),
+    *(Parallel(tp=tp, pp=3, stage_layers=(1, 2, 1)) for tp in (1, 2)),
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("folders")
+    return {
+        (family, tied): tiny_folder(
+            root / f"{family}_{tied}",
+            family,
+            dtype=torch.bfloat16 if tied else torch.float32,
+            tie_word_embeddings=tied,
+            num_hidden_layers=4,
+        )
+        for family, tied in product(FAMILIES, (False, True))
+    }
+
+
+def assert_round_trip(source: Path, room: Path, parallel: Parallel) -> None:
+    there = conversion.to_megatron(source, room / "there", parallel)
+    back = conversion.to_huggingface(room / "there", room / "back")
+    assert there.written == there.elements == back.written
+    assert there.tensors == back.tensors
+    for path in source.iterdir():
+        assert path.read_bytes() == (room / "back" / path.name).read_bytes(), path.name
+    shutil.rmtree(room)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_file_comes_back_byte_for_byte(folders, tmp_path, family, tied):
+    for number, parallel in enumerate(FEW):
+        assert_round_trip(folders[family, tied], tmp_path / str(number), parallel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", TWENTY, ids=str)
+def test_every_file_comes_back_byte_for_byte_through_each_of_twenty_layouts(folders, tmp_path, parallel):
+    assert len(set(TWENTY)) == 20
+    for number, source in enumerate(folders.values()):
+        assert_round_trip(source, tmp_path / str(number), parallel)
+
+
+@pytest.mark.parametrize("cut", [{}, {"tp": 2, "pp": 2}, {"tp": 4}, {"pp": 2, "vpp": 2}], ids=str)
+def test_an_actor_of_any_cut_loads_what_was_converted_for_another(folders, tmp_path, cut):
+    world = Parallel(**cut).world
+    for family, tied in (("qwen2", True), ("qwen3", False)):
+        source = folders[family, tied]
+        other = tiny_folder(tmp_path / family, family, seed=1, tie_word_embeddings=tied, num_hidden_layers=4)
+        target = tmp_path / "converted" / family
+        conversion.to_megatron(source, target, Parallel(tp=2, pp=4))
+        case = {"folder": source, "other": other, "converted": target, "parallel": cut}
+        assert ranks.run(differing_after_load, world, **case) == [[]] * world
+
+
+def test_what_an_actor_saved_is_exported_without_its_optimizer_and_opens_in_transformers(folders, tmp_path):
+    source, saved, back, twin = folders["qwen2", False], *(tmp_path / name for name in ("saved", "back", "twin"))
+    cut = {"tp": 2, "pp": 2}
+    ranks.run(save_and_export, 4, folder=source, to=saved, exported=twin, parallel=cut)
+    made = conversion.to_huggingface(saved, back, like=source, shard_bytes=SHARD_BYTES)
+    assert made.written == made.elements
+    assert (back / "model.safetensors.index.json").exists()
+    for path in twin.iterdir():
+        assert path.read_bytes() == (back / path.name).read_bytes(), path.name
+    model = AutoModelForCausalLM.from_pretrained(back)
+    assert model(torch.arange(9)[None]).logits.isfinite().all()
+
+
+def test_a_flipped_bit_is_found_in_either_format(folders, tmp_path):
+    conversion.to_megatron(folders["llama", True], tmp_path / "there", Parallel(tp=2))
+    conversion.to_huggingface(tmp_path / "there", tmp_path / "back")
+    assert conversion.verify(tmp_path / "there").tensors == conversion.verify(tmp_path / "back").tensors
+    tensors = load_file(tmp_path / "back" / SINGLE)
+    tensors["model.norm.weight"].view(torch.uint8)[0] ^= 1
+    save_file(tensors, tmp_path / "back" / SINGLE, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"holds 'model.norm.weight' with other bytes than were converted"):
+        conversion.verify(tmp_path / "back")
+    file = tmp_path / "there" / "__1_0.distcp"
+    content = bytearray(file.read_bytes())
+    needle = tensors["model.layers.2.mlp.down_proj.weight"][:, 48:].contiguous().view(torch.uint8).numpy().tobytes()
+    content[content.index(needle)] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"holds 'model.layers.2.mlp.down_proj.weight' with other bytes"):
+        conversion.verify(tmp_path / "there")
+
+
+def changed(source: Path, folder: Path, tensors: dict[str, torch.Tensor | None]) -> Path:
+    """A copy with these tensors put in, or left out."""
+    shutil.copytree(source, folder)
+    content = {**load_file(folder / SINGLE), **tensors}
+    kept = {name: tensor for name, tensor in content.items() if tensor is not None}
+    save_file(kept, folder / SINGLE, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"model.norm.weight": None}, r"has no tensor 'model.norm.weight', which its config.json asks for"),
+        ({"lm_head.bias": torch.zeros(3)}, r"has a tensor 'lm_head.bias', for which its config.json has no place"),
+        ({"model.norm.weight": torch.zeros(63)}, r"has 'model.norm.weight' as \(63,\), but .* asks for \(64,\)"),
+        ({"model.norm.weight": torch.zeros(64).half()}, r"holds F16, F32, but needs one type"),
+    ],
+)
+def test_a_folder_that_is_not_its_config_is_refused_before_anything_is_written(folders, tmp_path, tensors, reason):
+    source = changed(folders["qwen3", False], tmp_path / "source", tensors)
+    with pytest.raises(SpecError, match=reason):
+        conversion.to_megatron(source, tmp_path / "target", Parallel())
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_what_exists_is_left_alone_and_what_cannot_be_is_said(folders, tmp_path):
+    source = folders["qwen2", True]
+    with pytest.raises(SpecError, match="exists; name a folder that does not"):
+        conversion.to_megatron(source, source, Parallel())
+    with pytest.raises(LayoutError, match="dp, cp and ep replicate or deal"):
+        conversion.to_megatron(source, tmp_path / "target", Parallel(dp=2))
+    with pytest.raises(LayoutError, match=r"4 attention heads do not divide over actor.tp = 3"):
+        conversion.to_megatron(source, tmp_path / "target", Parallel(tp=3))
+    with pytest.raises(SpecError, match=r"keeps no config\.json of its own; name the Hugging Face folder"):
+        conversion.to_huggingface(source, tmp_path / "target")
+    with pytest.raises(SpecError, match="is no Megatron distributed checkpoint"):
+        conversion.to_huggingface(source, tmp_path / "target", like=source)
+    conversion.to_megatron(source, tmp_path / "there", Parallel())
+    with pytest.raises(SpecError, match=r"has no tensor 'decoder.layers.self_attention.k_layernorm.weight'"):
+        conversion.to_huggingface(tmp_path / "there", tmp_path / "target", like=folders["qwen3", True])
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_kill_at_any_moment_leaves_no_target_or_a_whole_one(folders, tmp_path):
+    draw = random.Random(7)
+    killed = 0
+    command = [sys.executable, "-m", "tests.actor.conversion_programs", str(folders["llama", False])]
+    for number in range(3):
+        target = tmp_path / str(number)
+        process = subprocess.Popen([*command, str(target)], stderr=subprocess.DEVNULL)
+        aside = target.with_name(f".{number}.writing")
+        while process.poll() is None and not aside.exists():
+            time.sleep(0.002)
+        time.sleep(draw.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if target.exists():
+            conversion.verify(target)
+        else:
+            killed += 1
+            conversion.to_megatron(folders["llama", False], target, Parallel())
+            assert not aside.exists()
+    assert killed
