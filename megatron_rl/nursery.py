@@ -13,8 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-import psutil
-
 START_TIMEOUT_S: Final = 60.0
 
 
@@ -34,15 +32,6 @@ class Fork:
             data = b""
         self.heard += data
         return not data or self.heard.endswith(b"\n")
-
-    def processor(self) -> tuple[float, bool]:
-        """Processor seconds it has had, and whether it waits for more right now rather than for something else."""
-        try:
-            process = psutil.Process(self.pid)
-            times = process.cpu_times()
-            return times.user + times.system, process.status() == psutil.STATUS_RUNNING
-        except psutil.Error:
-            return 0.0, False
 
     def kill(self) -> None:
         """Kills it and whatever it started. Its number names nothing else until the nursery has heard `end`."""

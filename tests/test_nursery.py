@@ -81,13 +81,3 @@ def test_a_nursery_that_is_gone_is_told_in_one_sentence(echoing):
     psutil.Process(echoing.pid).kill()
     with pytest.raises(RuntimeError, match="echoing does not answer"):
         echoing.start()
-
-
-def test_an_idle_fork_waits_for_no_processor(echoing):
-    echoing.answer()
-    fork = echoing.start()
-    said(fork, b"a\n")
-    time.sleep(0.1)
-    had, wants_more = fork.processor()
-    assert had < 1.0
-    assert not wants_more

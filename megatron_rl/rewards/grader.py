@@ -25,7 +25,6 @@ import select
 import signal
 import socket
 import sys
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeGuard, cast
@@ -144,7 +143,7 @@ def _answer(pool: socket.socket, reward: object, limits: Limits) -> None:
             resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
             answer, is_spent = graded(reward, line)
             is_last = is_spent or count >= RETIRES_AFTER
-            pool.sendall(_line({**answer, "last": is_last, "spent": time.process_time()}))
+            pool.sendall(_line({**answer, "last": is_last}))
             if is_last:
                 return
 

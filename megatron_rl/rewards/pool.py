@@ -23,8 +23,6 @@ from megatron_rl.nursery import Fork, Nursery
 Verdict = Literal["right", "wrong", "unparsable", "timeout", "crashed"]
 
 GRADER: Final = "megatron_rl.rewards.grader"
-PATIENCE: Final = 5
-"""Deadlines after which even a process that was hardly let run is killed."""
 STOPS_FROM: Final = 32
 """Fewer rows than this say too little to stop a run."""
 
@@ -36,7 +34,7 @@ class JudgeSettings:
     processes: Annotated[int, Ge(0)] = 0
     """Grading processes; 0 takes one for each processor the run may use, 16 at most."""
     deadline_s: Annotated[float, Gt(0)] = 2.0
-    """Seconds one answer may take before its process is killed."""
+    """Seconds by the clock that one answer may take before its process is killed."""
     memory_mib: Annotated[int, Ge(64)] = 1024
     """Memory of one grading process."""
     most_characters: Annotated[int, Gt(0)] = 100_000
@@ -76,10 +74,6 @@ class _Seat:
     fork: Fork
     item: _Item | None = None
     since: float = 0.0
-    until: float = 0.0
-    """When it is looked at next, if it has not answered."""
-    spent: float = 0.0
-    """Processor seconds of the process before the item."""
 
 
 class RewardPool:
@@ -176,33 +170,23 @@ class RewardPool:
     def _ask(self, seat: _Seat, waiting: deque[_Item]) -> None:
         item = waiting.popleft()
         seat.item, seat.since = item, time.monotonic()
-        seat.until = seat.since + self.settings.deadline_s
         with suppress(OSError):  # a process that is gone is found when its answer does not come
             seat.fork.wire.sendall(item.question.line())
 
     def _heard(self) -> tuple[list[_Seat], float]:
         """Seats that answered, died or are overdue, once there is one, and the time; the overdue are killed already."""
-        events = self._selector.select(
-            max(0.0, min(seat.until for seat in self._seats if seat.item is not None) - time.monotonic())
-        )
+        first_end = min(seat.since for seat in self._seats if seat.item is not None) + self.settings.deadline_s
+        events = self._selector.select(max(0.0, first_end - time.monotonic()))
         heard = [key.data for key, _ in events if key.data.fork.is_heard()]
         now = time.monotonic()
-        due = [seat for seat in self._seats if seat.item is not None and now >= seat.until and seat not in heard]
-        late = [seat for seat in due if not self._is_starved(seat, now)]
+        late = [
+            seat
+            for seat in self._seats
+            if seat.item is not None and seat not in heard and now >= seat.since + self.settings.deadline_s
+        ]
         for seat in late:
             seat.fork.kill()
         return heard + late, now
-
-    def _is_starved(self, seat: _Seat, now: float) -> bool:
-        """Whether a machine with too much to do let the process run less than a quarter of its time.
-
-        Its item is not to blame, and a grade should not depend on the machine: it is looked at again once it may have
-        had that quarter, up to a limit.
-        """
-        had, wants_more = seat.fork.processor()
-        missing = self.settings.deadline_s / 4 - (had - seat.spent)
-        seat.until = now + max(0.05, missing)
-        return wants_more and missing > 0 and now < seat.since + PATIENCE * self.settings.deadline_s
 
     def _settle(self, seat: _Seat, item: _Item, now: float, waiting: deque[_Item]) -> Graded | None:
         """The item's grade, or None where it is asked once more; a process that failed or is spent is replaced."""
@@ -210,7 +194,6 @@ class RewardPool:
         item.seconds = max(item.seconds, taken)
         seat.item = None
         answer = json.loads(line) if line is not None else None
-        seat.spent = answer["spent"] if answer is not None else 0.0
         if answer is None or answer["last"]:
             self._replace(seat)
         if answer is not None and "error" not in answer:
