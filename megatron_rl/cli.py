@@ -180,11 +180,24 @@ def _data(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    from megatron_rl.actor.conversion_command import add_arguments
+
+    add_arguments(parser)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from megatron_rl.actor.conversion_command import run
+
+    return run(arguments)
+
+
 COMMANDS: Final[Mapping[str, Command]] = {
     "train": Command("Trains the run that a configuration describes.", _add_train_arguments, _train),
     "values": Command("Stores the reference policy's rewards per prompt, for A*-PO.", _add_values_arguments, _values),
     "report": Command("Draws one or several runs as one HTML file that opens offline.", _add_report_arguments, _report),
     "data": Command("Converts a published data set to prompts, or makes prompts offline.", _add_data_arguments, _data),
+    "convert": Command("Converts Hugging Face folders to checkpoints and back.", _add_convert_arguments, _convert),
 }
 
 if __name__ == "__main__":
