@@ -2,7 +2,7 @@ import yaml
 
 from megatron_rl.spec.describe import as_yaml, describe
 from megatron_rl.spec.load import load
-from megatron_rl.spec.resolve import find, names, settings
+from megatron_rl.spec.resolve import find, known, settings
 from megatron_rl.spec.run import SECTIONS
 from tests.spec.test_load import WHOLE, write
 
@@ -11,7 +11,7 @@ def test_the_help_lists_every_key_of_every_section_and_idea():
     text = describe()
     for section in SECTIONS:
         assert f"\n{section.name}: {section.meaning}" in text
-        ideas = [find(name, section.room) for name in names(section.room)] if section.room else [settings(section)]
+        ideas = [find(name, section.room) for name in known(section)] if section.room else [settings(section)]
         for field in (field for shape in ideas for field in shape.fields):
             assert f" {field.name} = " in text or f" {field.name}: " in text, (section.name, field.name)
 

@@ -5,6 +5,7 @@ from megatron_rl.spec.schema import SpecError
 
 WHOLE = """\
 model: some/folder
+data: {train: [some/prompts.parquet]}
 schedule: {steps: 3}
 sampler: {uniform: {prompts: 4, samples: 2}}
 collect: [generate, judge]
@@ -69,7 +70,7 @@ def test_all_mistakes_of_files_and_command_line_come_at_once(tmp_path):
     path = write(tmp_path, "run.yaml", "extends: base.yaml\nactor: {tpp: 2}\nlearnn: []\nlearn: [advantag, 3]\n")
     problems = problems_of(path, "schedule.steps=many", "actor.ppp=2")
     assert len(problems) == 7
-    for said in ("base.yaml:3: 'sampler.prompts'", "run.yaml:2: 'actor' has no key 'tpp'", "section 'learnn'"):
+    for said in ("base.yaml:4: 'sampler.prompts'", "run.yaml:2: 'actor' has no key 'tpp'", "section 'learnn'"):
         assert any(said in problem for problem in problems)
     for said in ("'schedule.steps=many'", "'ppp'", "'advantag' among the stages", "item 1 of 'learn'"):
         assert any(said in problem for problem in problems)
