@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_rl import checkpoint
 from megatron_rl.batch.batch import Batch
+from megatron_rl.budget import Budget
 from megatron_rl.buffer import GroupBuffer
 from megatron_rl.pipeline import Chain, Memories, slot_of
 from megatron_rl.ports import (
@@ -63,7 +64,9 @@ class Run:
     step: int = 0
     saved_step: int = -1
     stopping: str = ""
-    """Why the run should end after the step in hand; set from outside by a signal or a time budget."""
+    """Why the run should end after the step in hand; set from outside by a signal, or when the budget is spent."""
+    budget: Budget | None = None
+    """Of a job that is killed at a known time."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     def context(self, version: int) -> Context:
@@ -71,9 +74,15 @@ class Run:
 
     def steps(self) -> Iterator[int]:
         """The steps left to do. `self.step` counts the finished ones."""
-        while self.step < self.schedule.steps and not self.stopping:
+        while self.step < self.schedule.steps:
+            if self.budget is not None and self.budget.is_spent:
+                self.stopping = self.stopping or "out of time"
+            if self.stopping:
+                return
             self.seconds = {}
             yield self.step
+            if self.budget is not None:
+                self.budget.learn(self.seconds)
 
     @contextmanager
     def timer(self, phase: str) -> Iterator[None]:
@@ -98,8 +107,8 @@ def train(run: Run) -> None:
         run.step = step + 1
         run.telemetry.step(_record(run, batch, update), batch)
         _evaluate(run, due=_is_due(run, run.schedule.evaluate_every))
-        _save(run, due=_is_due(run, run.schedule.save_every))
-    _save(run, due=bool(run.schedule.save_every))
+        _save(run, due=_is_due(run, run.schedule.save_every) or (run.budget is not None and run.budget.needs_save))
+    _save(run, due=bool(run.schedule.save_every or run.stopping))
 
 
 def next_batch(run: Run, context: Context) -> Batch:

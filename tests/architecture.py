@@ -16,7 +16,7 @@ MACHINES = ("actor", "rollout", "cluster", "data", "telemetry")
 FLOORS: Mapping[str, int] = (
     dict.fromkeys(("answers", "batch", "spec"), 0)
     | {"ops": 1}
-    | dict.fromkeys(("ports", "pipeline", "buffer", "drawing", "nursery", "reshard"), 2)
+    | dict.fromkeys(("ports", "pipeline", "budget", "buffer", "drawing", "nursery", "reshard"), 2)
     | dict.fromkeys((*IDEAS, *MACHINES), 3)
     | dict.fromkeys(("loop", "evaluate", "checkpoint"), 4)
     | dict.fromkeys(("cli", "launch", "assemble", "planner"), 5)

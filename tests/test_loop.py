@@ -1,3 +1,4 @@
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -5,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_rl import checkpoint
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import ADVANTAGE, CORRECT, GROUP, PROMPT_ID, REWARD, VERSION
+from megatron_rl.budget import Budget
 from megatron_rl.buffer import GroupBuffer
 from megatron_rl.loop import Run, Schedule, resume, train
 from megatron_rl.pipeline import chain
@@ -115,6 +118,24 @@ def test_a_request_to_stop_ends_after_the_step_in_hand_and_saves(tmp_path):
 
     run.telemetry = StopsAtTwo()
     train(run)
+    again = make_run(tmp_path, steps=8)
+    assert resume(again)
+    assert again.step == 2
+
+
+def test_a_job_that_will_be_killed_saves_at_once_and_stops_while_a_save_still_fits(tmp_path):
+    run = make_run(tmp_path, steps=8, schedule=Schedule(steps=8), budget=Budget(ends_at=time.time() + 1000))
+
+    class TakesHalfOfTheTime(Recorder):
+        def step(self, record, batch):
+            super().step(record, batch)
+            assert record.step == 1 or checkpoint.latest(tmp_path / "checkpoints").name == "step_000001"
+            run.seconds["update"] += 400 if record.step == 2 else 0
+
+    run.telemetry = TakesHalfOfTheTime()
+    run.budget.margin_s = 400
+    train(run)
+    assert run.stopping == "out of time"
     again = make_run(tmp_path, steps=8)
     assert resume(again)
     assert again.step == 2

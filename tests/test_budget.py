@@ -1,0 +1,28 @@
+import time
+
+from megatron_rl.budget import Budget
+
+
+def budget(left_s, **more):
+    return Budget(ends_at=time.time() + left_s, **more)
+
+
+def test_a_step_and_its_save_must_fit_with_room_to_spare():
+    assert not budget(1000, margin_s=10).is_spent
+    assert budget(1000, margin_s=10, step_s=500, save_s=200).is_spent
+    assert budget(5, margin_s=10).is_spent
+
+
+def test_the_longest_step_and_save_count():
+    spent = budget(1000)
+    spent.learn({"collect": 30.0, "update": 10.0, "save": 5.0})
+    spent.learn({"collect": 10.0})
+    assert (spent.step_s, spent.save_s) == (40.0, 5.0)
+
+
+def test_the_first_save_is_wanted_at_once():
+    fresh = budget(1000)
+    fresh.learn({"collect": 1.0})
+    assert fresh.needs_save
+    fresh.learn({"collect": 1.0, "save": 2.0})
+    assert not fresh.needs_save
