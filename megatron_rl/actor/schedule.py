@@ -66,7 +66,8 @@ def _step(finish: Finish, iterator: Any, chunk: torch.nn.Module) -> tuple[Tensor
 
 def _price(finish: Finish, packed: Packed, logits_1TV: Tensor) -> tuple[Tensor, Tensor, Any]:
     """Megatron's triple: the loss, the tokens it would divide by later (none: ours has its denominators), results."""
-    finished = finish(logits_1TV[0], packed)
+    # A view whose gradient is a view too: an index would have a second copy of the logits made for it.
+    finished = finish(logits_1TV.squeeze(0), packed)
     return finished.loss, torch.zeros((), dtype=torch.int, device=finished.loss.device), finished.result
 
 

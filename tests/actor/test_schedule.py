@@ -8,7 +8,7 @@ import pytest
 import torch
 from megatron.core import parallel_state
 
-from megatron_rl.actor import schedule
+from megatron_rl.actor import schedule, vocab_parallel
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.sequences import Packed, Sequences
 from tests import ranks
@@ -69,3 +69,24 @@ def test_results_come_in_order_from_the_last_stage_and_gradients_are_sums(folder
     total = sum(answer["norm"] for answer in answers)
     copies = cut.get("dp", 1)
     np.testing.assert_allclose(total / copies, expected * copies**2, rtol=1e-5)
+
+
+def logits_exist_once(folder: Path) -> bool:
+    actor = actor_of(folder)
+    law, places = actor.law, []
+
+    def price(logits_TV: torch.Tensor, packed: Packed) -> schedule.Finished:
+        places.append(logits_TV.data_ptr())
+        scored = vocab_parallel.score(logits_TV, packed.predictor_R, packed.target_R, law)
+        return schedule.Finished(scored.logprob_R.sum(), None)
+
+    (chunk,) = actor.chunks
+    logits_1TV, finished = schedule._step(price, iter(packed_parts()), chunk)
+    places.append(logits_1TV.data_ptr())
+    logits_1TV.register_hook(lambda gradient_1TV: places.append(gradient_1TV.data_ptr()))
+    finished(logits_1TV)[0].backward()
+    return len(places) == 3 and len(set(places)) == 1
+
+
+def test_from_the_model_to_its_gradient_the_logits_exist_once(folder):
+    assert ranks.run(logits_exist_once, world=1, folder=folder) == [True]
