@@ -81,6 +81,11 @@ SECTIONS: Final = (
     Section(name="judge", target="megatron_rl.rewards.pool:JudgeSettings", meaning="How answers are graded."),
     Section(name="evaluation", target="megatron_rl.evaluate:EvaluationSettings", meaning="How the policy is measured."),
     Section(
+        name="cluster",
+        target="megatron_rl.cluster.settings:ClusterSettings",
+        meaning="Where the processes of a run stand; one process needs none of it.",
+    ),
+    Section(
         name="telemetry",
         target="megatron_rl.telemetry.settings:TelemetrySettings",
         meaning="What is written and shown.",
