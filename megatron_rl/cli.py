@@ -1,6 +1,7 @@
 """The command line.
 
-Exit codes: 0 done; 1 the run failed; 2 the command line or the configuration is wrong; 130 interrupted.
+Exit codes: 0 done; 1 the run failed; 2 the command line or the configuration is wrong; 75 the run was stopped by a
+signal or for lack of time and is saved: the same command goes on with it; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final, NamedTuple
 from megatron_rl import __version__
 from megatron_rl.actor import architecture, fit, precision
 from megatron_rl.actor.settings import ActorSettings
+from megatron_rl.budget import Budget
 from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.spec.describe import as_yaml, describe
 from megatron_rl.spec.files import read_model_config
@@ -22,7 +24,7 @@ from megatron_rl.spec.resolve import build
 from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError, nearest
 
-DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 class Command(NamedTuple):
@@ -92,6 +94,8 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "settings", nargs="*", metavar="key=value", help="settings laid over the file, as in actor.tp=2"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved run and stop")
+    parser.add_argument("--until", type=float, metavar="TIME", help="when the job is killed, in seconds since 1970")
+    parser.add_argument("--margin", type=float, default=10.0, metavar="S", help="seconds to keep free before that")
     parser.epilog = describe().replace("%", "%%")
 
 
@@ -103,10 +107,13 @@ def _train(arguments: argparse.Namespace) -> int:
     from megatron_rl import launch
 
     folder = f"{spec.settings['run'].values['folder']}/{spec.settings['run'].values['name']}"
+    again = " ".join(["megatron-rl train", str(arguments.config), *arguments.settings])
+    budget = None if arguments.until is None else Budget(ends_at=arguments.until, margin_s=arguments.margin)
     try:
-        launch.train(spec)
+        if stopped := launch.train(spec, budget):
+            print(f"{stopped}; {folder} is saved and goes on with: {again}", file=sys.stderr)
+            return STOPPED
     except KeyboardInterrupt:
-        again = " ".join(["megatron-rl train", str(arguments.config), *arguments.settings])
         print(f"\ninterrupted; {folder} goes on from its last checkpoint with: {again}", file=sys.stderr)
         return INTERRUPTED
     except SpecError:

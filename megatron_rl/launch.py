@@ -15,6 +15,7 @@ import yaml
 from megatron_rl import loop
 from megatron_rl.assemble import assemble, close, environment, plain_difference, value_fingerprint
 from megatron_rl.batch.columns import PROMPT_ID, REWARD
+from megatron_rl.budget import Budget
 from megatron_rl.checkpoint import CheckpointError
 from megatron_rl.data.values import write_values
 from megatron_rl.evaluate import HeldOut
@@ -26,9 +27,10 @@ MAY_CHANGE = ("schedule.", "telemetry.", "evaluation.", "run.folder")
 """Keys that a resumed run may have otherwise than when it began."""
 
 
-def train(spec: RunSpec) -> None:
-    """Trains to the end; takes up the folder's latest checkpoint where there is one."""
+def train(spec: RunSpec, budget: Budget | None = None) -> str:
+    """Trains to the end, from the folder's latest checkpoint where there is one; returns what stopped it before."""
     run = assemble(spec)
+    run.budget = budget
     reason = "failed"
     try:
         _claim(run, spec)
@@ -38,7 +40,9 @@ def train(spec: RunSpec) -> None:
             print(f"resumed {run.folder} after step {run.step}", file=sys.stderr)
         with _stopping_at_signals(run):
             loop.train(run)
-        reason = run.stopping or "finished"
+        stopped = run.stopping if run.step < run.schedule.steps else ""
+        reason = stopped or "finished"
+        return stopped
     except KeyboardInterrupt:
         reason = "interrupted"
         raise

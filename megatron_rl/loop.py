@@ -108,7 +108,7 @@ def train(run: Run) -> None:
         run.telemetry.step(_record(run, batch, update), batch)
         _evaluate(run, due=_is_due(run, run.schedule.evaluate_every))
         _save(run, due=_is_due(run, run.schedule.save_every) or (run.budget is not None and run.budget.needs_save))
-    _save(run, due=bool(run.schedule.save_every or run.stopping))
+    _save(run, due=bool(run.step and (run.schedule.save_every or run.stopping)))
 
 
 def next_batch(run: Run, context: Context) -> Batch:

@@ -9,6 +9,7 @@ import yaml
 
 from megatron_rl import launch
 from megatron_rl.batch.batch import Batch
+from megatron_rl.budget import Budget
 from megatron_rl.data.arithmetic import Arithmetic
 from megatron_rl.data.prompt_file import write_prompts
 from megatron_rl.data.tiny_model import write_tiny_model
@@ -64,6 +65,12 @@ def test_a_run_stopped_and_resumed_is_the_run_that_was_never_stopped(data, tmp_p
         assert straight.table.equals(broken.table)
     points = [json.loads(line) for line in (tmp_path / "broken" / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [point["step"] for point in points if point["kind"] == "step"] == [1, 2, 3, 4]
+
+
+def test_a_run_without_time_for_a_step_says_so_and_one_that_ends_says_nothing(data, tmp_path):
+    assert launch.train(spec(data, tmp_path), Budget(ends_at=0.0)) == "out of time"
+    assert launch.train(spec(data, tmp_path, "schedule.steps=1"), Budget(ends_at=1e12)) == ""
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step_000001"
 
 
 def test_a_folder_begun_with_other_settings_is_not_taken_up(data, tmp_path):

@@ -1,0 +1,107 @@
+# Sourced by the job scripts. Joins the nodes of an allocation into one Ray cluster, runs one driver on the first of them,
+# passes signals on to it, and puts the job back into the queue when it stopped before its end.
+#
+#   ROOT         the clone to run from; the folder sbatch was called in
+#   CONTAINER    image to run in (by pyxis); empty runs on the bare node
+#   MOUNTS       what the container sees, HOST:INSIDE[,...]; ROOT itself always
+#   MAX_RESTARTS how often a job that failed is tried again from its last checkpoint (3)
+#   MARGIN_S     seconds kept free at the end of the allocation (10)
+
+STOPPED=75 # the exit code of a run that was stopped, saved, and has steps left
+FAILED=1   # the exit code of a run that broke down
+
+ROOT=${ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}
+DRY_RUN=${DRY_RUN:-}
+
+step() { # srun with what every step of this job shares; printed instead where this is a dry run
+    local shared=(--overlap --kill-on-bad-exit=1 --chdir="$ROOT")
+    if [ -n "${CONTAINER:-}" ]; then
+        shared+=(--container-image="$CONTAINER" --container-mounts="$ROOT:$ROOT${MOUNTS:+,$MOUNTS}" --container-workdir="$ROOT")
+    fi
+    if [ -n "$DRY_RUN" ]; then
+        printf 'srun %s\n' "$(printf '%q ' "${shared[@]}" "$@")"
+    else
+        srun "${shared[@]}" "$@"
+    fi
+}
+
+end_of_job() { # seconds since 1970 at which Slurm will kill this job; empty where it never will
+    local end=${SLURM_JOB_END_TIME:-}
+    [ -n "$end" ] || end=$(date -d "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e)" +%s 2>/dev/null) || true
+    printf '%s' "$end"
+}
+
+address_of() { # where other nodes reach this one
+    scontrol show node "$1" | tr ' ' '\n' | sed -n 's/^NodeAddr=//p'
+}
+
+free_port() { # one that nothing listens on now; the kernel chooses
+    "${PYTHON:-python3}" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
+}
+
+again() { # the same job from its last checkpoint
+    echo "job $SLURM_JOB_ID goes back into the queue: $1" >&2
+    scontrol requeue "$SLURM_JOB_ID"
+}
+
+run_job() { # COMMAND ARGUMENTS...
+    local nodes first address="" logs driver code=0 cluster="" until=()
+    if [ -n "$DRY_RUN" ]; then
+        nodes=${SLURM_JOB_NUM_NODES:-${NODES:-1}} first=FIRST_NODE address=FIRST_ADDRESS:FREE_PORT logs=$ROOT/runs/jobs/JOB
+    else
+        : "${SLURM_JOB_ID:?this script is for sbatch; with --dry-run after its arguments it prints what it would run}"
+        nodes=$SLURM_JOB_NUM_NODES logs=$ROOT/runs/jobs/$SLURM_JOB_ID
+        first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+        address=$(address_of "$first"):$(free_port)
+        mkdir -p "$logs"
+        # Ray runs what it is told by whoever reaches its ports; the token keeps other users of the network out.
+        RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(od -An -N 32 -tx1 /dev/urandom | tr -d ' \n')
+        export RAY_AUTH_MODE RAY_AUTH_TOKEN
+    fi
+    if [ "$nodes" -gt 1 ]; then
+        step --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --output="$logs/node_%n.log" \
+            slurm/node.sh join "$address" "$nodes" &
+        cluster=$!
+        [ -z "$DRY_RUN" ] || wait "$cluster"
+    else
+        address=alone
+    fi
+    if [ "$1" = train ] && [ -z "$DRY_RUN" ]; then
+        until=(--until "$(end_of_job)" --margin "${MARGIN_S:-10}")
+        [ -n "${until[1]}" ] || until=()
+    fi
+    step --nodes=1 --ntasks=1 --nodelist="$first" --output="$logs/driver.log" --open-mode=append \
+        slurm/node.sh drive "$address" "$nodes" megatron-rl "$@" "${until[@]}" &
+    driver=$!
+    if [ -n "$DRY_RUN" ]; then
+        wait "$driver"
+        return
+    fi
+    trap 'kill -USR1 "$driver" 2>/dev/null' USR1 TERM
+    while :; do # a signal ends `wait`, not the driver
+        wait "$driver" && code=0 || code=$?
+        kill -0 "$driver" 2>/dev/null || break
+    done
+    [ -z "$cluster" ] || kill "$cluster" 2>/dev/null || true
+    tail -n 3 "$logs/driver.log" >&2 || true
+    if [ "$code" -eq "$STOPPED" ]; then
+        again "stopped before its end"
+    elif [ "$code" -eq "$FAILED" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-3}" ]; then
+        again "it failed, and was restarted ${SLURM_RESTART_COUNT:-0} times of at most ${MAX_RESTARTS:-3}"
+    fi
+    return "$code"
+}
+
+main() { # COMMAND, then the script's own arguments, of which the last may be --dry-run
+    local command=$1 arguments=()
+    shift
+    for argument in "$@"; do
+        if [ "$argument" = --dry-run ]; then DRY_RUN=yes; else arguments+=("$argument"); fi
+    done
+    if [ "${#arguments[@]}" -eq 0 ]; then
+        echo "usage: sbatch [--nodes N] slurm/$command.sbatch CONFIG [key=value...] [--dry-run]" >&2
+        return 2
+    fi
+    cd "$ROOT" || return 2
+    run_job "$command" "${arguments[@]}"
+}

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# What one task of a job does on its node: `join ADDRESS NODES` the Ray cluster, or `drive ADDRESS NODES COMMAND...` it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source slurm/node_setup.sh
+
+role=$1 address=$2 nodes=$3
+shift 3
+
+join() {
+    # Ports are the kernel's choice, so that jobs that share a node never collide.
+    local shared=(--block --disable-usage-stats --min-worker-port 0 --max-worker-port 0 --num-cpus "${SLURM_CPUS_ON_NODE:-1}")
+    shared+=(--node-ip-address "$(scontrol show node "$SLURMD_NODENAME" | tr ' ' '\n' | sed -n 's/^NodeAddr=//p')")
+    [ -z "${SLURM_GPUS_ON_NODE:-}" ] || shared+=(--num-gpus "$SLURM_GPUS_ON_NODE")
+    if [ "$SLURM_NODEID" -eq 0 ]; then
+        exec ray start --head --port "${address##*:}" --dashboard-host 127.0.0.1 "${shared[@]}"
+    fi
+    wait_for "the first node at $address" reached
+    exec ray start --address "$address" "${shared[@]}"
+}
+
+reached() { (exec 3<>"/dev/tcp/${address%:*}/${address##*:}") 2>/dev/null; }
+
+wait_for() { # WHAT COMMAND: tries for two minutes
+    for _ in $(seq 240); do
+        if "$2"; then return; fi
+        sleep 0.5
+    done
+    echo "$(hostname) waited 120 s for $1 in vain; can the nodes reach one another?" >&2
+    exit 1
+}
+
+drive() {
+    if [ "$address" != alone ]; then
+        wait_for "the first node at $address" reached
+        export RAY_ADDRESS=$address
+    fi
+    # A session of its own: Slurm signals the task's process group, and only the driver knows what to do with a signal.
+    setsid "$@" &
+    local driver=$! code=0
+    trap 'kill -USR1 "$driver" 2>/dev/null' USR1 TERM
+    while :; do
+        wait "$driver" && code=0 || code=$?
+        kill -0 "$driver" 2>/dev/null || exit "$code"
+    done
+}
+
+"$role" "$@"
