@@ -1,0 +1,47 @@
+"""The smallest claim from its runs to its page, and what the meters count."""
+
+import csv
+
+import pytest
+
+from tools import bench_algorithms
+from tools.claims import baseline_error, jspo
+from tools.claims.trial import Arm, Bench, Levels, Protocol, Task
+
+LUCKY = "reward=tests.fakes.lucky:score"
+TASK = Task(
+    train=(Levels(easiest=1, hardest=2, count=8),),
+    held_out=(Levels(easiest=1, hardest=2, count=2),),
+    samples=1,
+    max_tokens=8,
+    warm_up=2,
+)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("claims")
+
+
+def bench(work, **more):
+    changes = (LUCKY, "sampler.uniform.prompts=4", "sampler.uniform.samples=2", "actor.update.steps=1")
+    return Bench(work=work, claim="toy", task=TASK, protocol=Protocol(**{"changes": changes, **more}))
+
+
+def test_the_smallest_claim_becomes_a_page_and_is_not_measured_twice(work, tmp_path, monkeypatch):
+    arguments = ["jspo", "--seeds", "1", "--quick", "--work", str(work), "--results", str(tmp_path)]
+    assert bench_algorithms.main(arguments) == 0
+    page = (tmp_path / "jspo" / "README.md").read_text()
+    assert "tools/bench_algorithms.py jspo --seeds 1" in page
+    with (tmp_path / "jspo" / "table.csv").open() as file:
+        assert [row["prompts"] for row in csv.DictReader(file)] == list(jspo.TASKS)
+    assert (tmp_path / "jspo" / "figure.svg").stat().st_size > 1000
+    monkeypatch.setattr(jspo, "measure", None)
+    assert bench_algorithms.main(arguments) == 0
+
+
+def test_rewards_that_are_pure_luck_are_best_foretold_by_the_other_prompts(work):
+    draws = baseline_error.Draws(prompts=8, truth=32, pool=16, sizes=(2,), gradients=3)
+    (entry,) = baseline_error.measure(bench(work, steps=1, evaluate_every=0), draws, seed=0)
+    assert entry["error/JSPO"] < 0.6 * entry["error/RLOO"]
+    assert entry["variance/JSPO"] < entry["variance/RLOO"]
