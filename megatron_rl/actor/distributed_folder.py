@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 
+from megatron_rl.actor import trust
 from megatron_rl.reshard.layout import Box, volume
 from megatron_rl.reshard.stored import Chunk
 from megatron_rl.spec.schema import SpecError
@@ -65,6 +66,7 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         if not dist_checkpointing.check_is_distributed_checkpoint(str(folder)):
             raise SpecError(f"{folder} is no Megatron distributed checkpoint: it lacks a readable metadata.json.")
+        trust.check(folder)
         self.folder = folder
         self._storage = FileSystemReader(folder)
         self._metadata: Metadata = self._storage.read_metadata()

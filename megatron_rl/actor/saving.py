@@ -14,6 +14,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
 
+from megatron_rl.actor import trust
+
 FORMAT = {
     # Moments in the model's shapes: only this form can be read at another tensor, pipeline and data parallel size.
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -43,10 +45,13 @@ def load(folder: Path, chunks: Sequence[MegatronModule], optimizer: MegatronOpti
 
     A converted checkpoint has no moments and leaves the optimizer those it has: none in an actor that took no step.
     """
+    trust.check(folder)
     content = dist_checkpointing.load_content_metadata(str(folder)) or {}
     has_moments = not content.get("weights_only", False)
     asked = _state(chunks, optimizer, is_loading=True) if has_moments else _weights(chunks)
     state = dist_checkpointing.load(asked, str(folder))
+    for number in range(len(chunks)):
+        trust.check_states(state[_part(number)], str(folder))
     for number, chunk in enumerate(chunks):
         chunk.load_state_dict(state[_part(number)])
     if has_moments:
