@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +26,7 @@ class Budget:
     """The longest step so far, its evaluation included."""
     save_s: float | None = None
     """The longest save so far; None until one has been measured."""
+    now: Callable[[], float] = time.time
 
     def learn(self, seconds: Mapping[str, float]) -> None:
         """Takes in what a step took, by phase."""
@@ -42,4 +43,4 @@ class Budget:
     def is_spent(self) -> bool:
         """Whether another step and the save after it might not fit."""
         needed = STRETCH * (self.step_s + (self.save_s or 0.0)) + self.margin_s
-        return time.time() + needed > self.ends_at
+        return self.now() + needed > self.ends_at

@@ -13,7 +13,7 @@ FAILED=1   # the exit code of a run that broke down
 ROOT=${ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}
 DRY_RUN=${DRY_RUN:-}
 
-step() { # srun with what every step of this job shares; printed instead where this is a dry run
+step() { # becomes srun, with what every step of this job shares; prints it instead where this is a dry run
     local shared=(--overlap --kill-on-bad-exit=1 --chdir="$ROOT")
     if [ -n "${CONTAINER:-}" ]; then
         shared+=(--container-image="$CONTAINER" --container-mounts="$ROOT:$ROOT${MOUNTS:+,$MOUNTS}" --container-workdir="$ROOT")
@@ -21,7 +21,7 @@ step() { # srun with what every step of this job shares; printed instead where t
     if [ -n "$DRY_RUN" ]; then
         printf 'srun %s\n' "$(printf '%q ' "${shared[@]}" "$@")"
     else
-        srun "${shared[@]}" "$@"
+        exec srun "${shared[@]}" "$@"
     fi
 }
 
@@ -54,13 +54,14 @@ run_job() { # COMMAND ARGUMENTS...
         first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
         address=$(address_of "$first"):$(free_port)
         mkdir -p "$logs"
+        rm -f "$logs/stop"
         # Ray runs what it is told by whoever reaches its ports; the token keeps other users of the network out.
         RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(od -An -N 32 -tx1 /dev/urandom | tr -d ' \n')
         export RAY_AUTH_MODE RAY_AUTH_TOKEN
     fi
     if [ "$nodes" -gt 1 ]; then
         step --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --output="$logs/node_%n.log" \
-            slurm/node.sh join "$address" "$nodes" &
+            slurm/node.sh join "$address" &
         cluster=$!
         [ -z "$DRY_RUN" ] || wait "$cluster"
     else
@@ -71,13 +72,14 @@ run_job() { # COMMAND ARGUMENTS...
         [ -n "${until[1]}" ] || until=()
     fi
     step --nodes=1 --ntasks=1 --nodelist="$first" --output="$logs/driver.log" --open-mode=append \
-        slurm/node.sh drive "$address" "$nodes" megatron-rl "$@" "${until[@]}" &
+        slurm/node.sh drive "$address" "$logs/stop" megatron-rl "$@" "${until[@]}" &
     driver=$!
     if [ -n "$DRY_RUN" ]; then
         wait "$driver"
         return
     fi
-    trap 'kill -USR1 "$driver" 2>/dev/null' USR1 TERM
+    # A signal through srun would reach every process of the step, graders and Ray included; a file reaches the driver.
+    trap 'touch "$logs/stop"' USR1 TERM
     while :; do # a signal ends `wait`, not the driver
         wait "$driver" && code=0 || code=$?
         kill -0 "$driver" 2>/dev/null || break

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# What one task of a job does on its node: `join ADDRESS NODES` the Ray cluster, or `drive ADDRESS NODES COMMAND...` it.
+# What one task of a job does on its node: `join ADDRESS` makes it part of the Ray cluster; `drive ADDRESS STOP COMMAND...`
+# runs the command, and tells it to save and stop once the file STOP is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source slurm/node_setup.sh
 
-role=$1 address=$2 nodes=$3
-shift 3
+role=$1 address=$2
+shift 2
 
 join() {
     # Ports are the kernel's choice, so that jobs that share a node never collide.
@@ -31,15 +32,21 @@ wait_for() { # WHAT COMMAND: tries for two minutes
 }
 
 drive() {
+    local stop=$1 driver code=0
+    shift
     if [ "$address" != alone ]; then
         wait_for "the first node at $address" reached
         export RAY_ADDRESS=$address
     fi
-    # A session of its own: Slurm signals the task's process group, and only the driver knows what to do with a signal.
-    setsid "$@" &
-    local driver=$! code=0
-    trap 'kill -USR1 "$driver" 2>/dev/null' USR1 TERM
-    while :; do
+    "$@" &
+    driver=$!
+    trap 'touch "$stop"' USR1 TERM
+    (
+        trap '' USR1 TERM
+        until [ -e "$stop" ] || ! kill -0 "$driver" 2>/dev/null; do sleep 1; done
+        kill -USR1 "$driver" 2>/dev/null
+    ) &
+    while :; do # a signal ends `wait`, not the driver
         wait "$driver" && code=0 || code=$?
         kill -0 "$driver" 2>/dev/null || exit "$code"
     done

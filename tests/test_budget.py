@@ -1,4 +1,7 @@
+import random
 import time
+
+import pytest
 
 from megatron_rl.budget import Budget
 
@@ -26,3 +29,29 @@ def test_the_first_save_is_wanted_at_once():
     assert fresh.needs_save
     fresh.learn({"collect": 1.0, "save": 2.0})
     assert not fresh.needs_save
+
+
+class Clock:
+    """A day's seconds, moved by hand."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_last_save_lands_in_time_whatever_the_setup_took(seed):
+    chance, clock = random.Random(seed), Clock(0.3 * 600)
+    step, save = chance.uniform(1, 60), chance.uniform(1, 30)
+    job, steps = Budget(ends_at=600.0, now=clock), 0
+    while not job.is_spent:
+        seconds = {"collect": step * chance.uniform(0.7, 1.0)}
+        if job.needs_save:
+            seconds["save"] = save * chance.uniform(0.7, 1.0)
+        clock.now += sum(seconds.values())
+        job.learn(seconds)
+        steps += 1
+    assert steps > 1
+    assert clock.now + save <= 600 - job.margin_s

@@ -52,6 +52,10 @@ class Limits:
 
 def main(descriptor: int) -> None:
     """Builds the reward, then starts and ends forks until the pool hangs up."""
+    # A job that is stopped signals each of its processes; this one ends when the pool does. A handler, since what is
+    # ignored would stay ignored in programs that a reward starts.
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: None)
     pool = socket.socket(fileno=descriptor)
     parent = os.getppid()
     order = json.loads(pool.makefile("rb").readline())

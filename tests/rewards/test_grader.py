@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -50,6 +51,11 @@ def test_a_fork_answers_line_by_line_and_is_gone_after_its_end():
             assert answer["correct"] == correct
             assert not answer["last"]
         assert os.getpgid(pid) == pid
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            for each in (process.pid, pid):
+                os.kill(each, number)
+        mine.sendall(Question(response="4", answer="4").line())
+        assert json.loads(lines.readline())["correct"] == 1
         ours.sendall(b'{"command": "end", "pid": %d}\n' % pid)
         assert json.loads(commands.readline()) == {"ended": pid}
         with pytest.raises(ProcessLookupError):

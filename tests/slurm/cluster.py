@@ -102,6 +102,15 @@ class Slurm:
         told = self.ask("scontrol", "show", "job", job)
         return dict(word.split("=", 1) for word in told.split() if "=" in word)
 
+    def start_again(self, job: str) -> None:
+        """Starts a requeued job without the two minutes that Slurm would have it wait."""
+
+        def is_started() -> bool:
+            self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+            return self.facts(job)["Restarts"] != "0" and self.state(job) == "RUNNING"
+
+        wait_until(is_started, f"job {job} to start again")
+
     def close(self) -> None:
         self.ask("scancel", "--user=root", "--full", "--signal=KILL")
         for process in reversed(self.processes):

@@ -31,8 +31,10 @@ def config(tmp_path_factory) -> Path:
         "run": {"name": "job"},
         "model": {"folder": str(folder / "model")},
         "data": {"train": [str(folder / "train.parquet")], "evaluate": []},
-        "schedule": {"steps": 30, "save_every": 30},
-        "sampling": {"max_tokens": 16},
+        "schedule": {"steps": 12, "save_every": 12},
+        "sampling": {"max_tokens": 8},
+        "reward": "tests.fakes.lucky:score",
+        "judge": {"processes": 1},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(written))
     return folder / "run.yaml"
@@ -77,13 +79,35 @@ def test_a_preempted_job_is_requeued_and_ends_with_the_result_of_one_that_was_no
     plain = submit(slurm, root, str(config), f"run.folder={tmp_path / 'plain'}")
     ends(slurm, plain, root)
     job = submit(slurm, root, str(config))
-    wait_until(lambda: steps_done(root) >= 3, "three steps")
+    wait_until(lambda: steps_done(root) >= 2, "two steps")
     slurm.ask("scontrol", "requeue", job)
-    wait_until(lambda: slurm.facts(job)["Restarts"] == "1", "the job to be back in the queue")
-    slurm.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+    slurm.start_again(job)
     ends(slurm, job, root)
     assert "resumed" in (root / "runs/jobs" / job / "driver.log").read_text()
-    assert digest(tmp_path / "plain/job", 30) == digest(root / "runs/job", 30)
+    assert digest(tmp_path / "plain/job", 12) == digest(root / "runs/job", 12)
+
+
+def test_a_signalled_job_saves_requeues_itself_and_goes_on(slurm, config, root):
+    job = submit(slurm, root, str(config))
+    wait_until(lambda: steps_done(root) >= 2, "two steps")
+    slurm.ask("scancel", "--batch", "--signal=USR1", job)
+    slurm.start_again(job)
+    ends(slurm, job, root)
+    said = (root / "runs/jobs" / job / "driver.log").read_text()
+    assert "stopped by SIGUSR1" in said
+    assert "resumed" in said
+    assert steps_done(root) == 12
+
+
+@pytest.mark.slow
+def test_a_job_that_runs_out_of_time_saves_before_slurm_kills_it(slurm, config, root):
+    job = submit(slurm, root, str(config), "schedule.steps=100000", options=("--time=1",))
+    slurm.start_again(job)
+    slurm.ask("scancel", "--full", job)
+    said = (root / "runs/jobs" / job / "driver.log").read_text()
+    assert "out of time" in said
+    assert "TIME LIMIT" not in said
+    assert (root / "runs/job/checkpoints/latest").exists()
 
 
 def test_a_dry_run_prints_what_each_node_would_run(root):
