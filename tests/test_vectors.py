@@ -87,8 +87,57 @@ def test_tolerance_is_the_cases_own():
     assert vectors.run_case(loose).complaint is None
 
 
-def test_a_file_of_another_format_is_refused_in_one_sentence(tmp_path, capsys):
+def without(field):
+    return {name: value for name, value in one_case().items() if name != field}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "an object 'algorithms'"),
+        ('{"algorithms": []}', "an object 'algorithms'"),
+        ('{"algorithms": {"x": [', "line 1 column"),
+        ({}, "it holds no case"),
+        ({"x": []}, "it holds no case"),
+        ({"x": 5}, "algorithms.x should be a list of cases, got 5"),
+        ({"x": [one_case(), 3]}, "algorithms.x[1] should be an object with op, inputs and expected, got 3"),
+        ({"x": [without("op")]}, "algorithms.x[0] has no 'op'"),
+        ({"x": [without("inputs")]}, "algorithms.x[0] has no 'inputs'"),
+        ({"x": [without("expected")]}, "algorithms.x[0] has no 'expected'"),
+        ({"x": [one_case(expected={})]}, "algorithms.x[0] has no 'expected'"),
+        ({"x": [one_case(atol=None)]}, "algorithms.x[0].atol should be a finite number from 0 on, got None"),
+        ({"x": [one_case(rtol=-1)]}, "algorithms.x[0].rtol should be"),
+    ],
+)
+def test_a_malformed_file_is_refused_in_one_sentence(tmp_path, capsys, text, said):
     path = tmp_path / "other.json"
-    path.write_text("[]")
+    path.write_text(text if isinstance(text, str) else json.dumps({"algorithms": text}))
     assert vectors.main([str(path)]) == 2
-    assert "algorithms" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.err.startswith(f"cannot run {path}: ")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize("at", range(0, 95, 7))
+def test_one_number_changed_fails_its_own_operation(tmp_path, capsys, at):
+    content = json.loads(GOLDEN.read_text())
+    case = [case for listed in content["algorithms"].values() for case in listed][at]
+    assert change_a_number(case["expected"])
+    path = tmp_path / "tampered.json"
+    path.write_text(json.dumps(content))
+    assert vectors.main([str(path)]) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert [line.split()[1] for line in failed] == [case["op"]]
+
+
+def change_a_number(tree):
+    """Whether there was one; the first is changed in place."""
+    for place, value in list(tree.items() if isinstance(tree, dict) else enumerate(tree)):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            tree[place] = value + 0.01
+            return True
+        if isinstance(value, dict | list) and change_a_number(value):
+            return True
+    return False

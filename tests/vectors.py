@@ -84,12 +84,37 @@ def run_case(case: Mapping[str, Any]) -> Result:
 
 
 def run_file(path: Path) -> Iterator[Result]:
+    return map(run_case, cases_of(path))
+
+
+def cases_of(path: Path) -> list[Mapping[str, Any]]:
+    """Every case of a file; ValueError, naming the first place that is none, before anything runs."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not isinstance(content.get("algorithms"), dict):
-        raise ValueError(f"{path} is no file of golden vectors: it needs an object 'algorithms' of lists of cases")
-    for cases in content["algorithms"].values():
-        for case in cases:
-            yield run_case(case)
+        raise ValueError("it is no file of golden vectors, which needs an object 'algorithms' of lists of cases")
+    cases = []
+    for name, listed in content["algorithms"].items():
+        if not isinstance(listed, list):
+            raise ValueError(f"algorithms.{name} should be a list of cases, got {listed!r:.60}")
+        for at, case in enumerate(listed):
+            _check_case(case, f"algorithms.{name}[{at}]")
+        cases += listed
+    if not cases:
+        raise ValueError("it holds no case, and nothing run is nothing shown")
+    return cases
+
+
+def _check_case(case: Any, where: str) -> None:
+    if not isinstance(case, dict):
+        raise ValueError(f"{where} should be an object with op, inputs and expected, got {case!r:.60}")
+    for field in ("op", "inputs", "expected"):
+        # A case that expects nothing would pass whatever came.
+        if field not in case or (field == "expected" and not case[field]):
+            raise ValueError(f"{where} has no {field!r}")
+    for field in ("atol", "rtol"):
+        value = case.get(field, DEFAULT_TOLERANCE)
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"{where}.{field} should be a finite number from 0 on, got {value!r}")
 
 
 def report(results: list[Result]) -> str:
@@ -111,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = parser.parse_args(arguments).file
     try:
         results = list(run_file(path))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         print(f"cannot run {path}: {error}", file=sys.stderr)
         return 2
     print(report(results))
