@@ -18,7 +18,7 @@ from megatron_rl.actor.settings import ActorSettings
 from megatron_rl.budget import Budget
 from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.spec.describe import as_yaml, describe
-from megatron_rl.spec.files import read_model_config
+from megatron_rl.spec.files import check_inputs, read_model_config
 from megatron_rl.spec.load import load
 from megatron_rl.spec.resolve import build
 from megatron_rl.spec.run import RunSpec
@@ -73,8 +73,11 @@ def _overview() -> str:
     return "\n".join(["Usage: megatron-rl COMMAND …; COMMAND --help says more.", "", *lines])
 
 
-def checked(config: Path, settings: Sequence[str]) -> RunSpec:
-    """The run that was asked for, as far as it can be checked before anything heavy is imported."""
+def checked(config: Path, settings: Sequence[str], *, has_values: bool = True) -> RunSpec:
+    """The run that was asked for, as far as it can be checked before anything heavy is imported.
+
+    A value run has no `data.values` yet: it writes them.
+    """
     spec = load(config, settings)
     actor = build(spec.settings["actor"])
     if not isinstance(actor, ActorSettings):
@@ -85,6 +88,7 @@ def checked(config: Path, settings: Sequence[str]) -> RunSpec:
         fit.check(architecture.describe(model), actor)
     except (LayoutError, SpecError) as error:
         raise SpecError(f"{config}: {error}") from None
+    check_inputs(spec, has_values=has_values)
     return spec
 
 
@@ -131,7 +135,7 @@ def _add_values_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _values(arguments: argparse.Namespace) -> int:
-    spec = checked(arguments.config, arguments.settings)
+    spec = checked(arguments.config, arguments.settings, has_values=False)
     target = spec.settings["data"].values["values"]
     if not target:
         raise SpecError(f"{arguments.config}: data.values is not set; it is the file that a value run writes.")

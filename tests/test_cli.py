@@ -43,7 +43,7 @@ collect: [drafts.reuse, generate, judge, drafts.remember]
 learn: [shrinkage_baseline, {advantage: {}}]
 objective: {clipped: {low: 0.1}}
 reward: tests.fakes.ideas:compute_score
-data: {train: [prompts.parquet]}
+data: {train: [MODEL/prompts.parquet]}
 telemetry: {wandb: "off"}
 """
 LAYOUTS = ("tp=3", "tp=8", "pp=3", "pp=8", "pp=1 vpp=2", "vpp=3", "ep=2", "ep=3", "cp=2", "tp=0", "pp=-1", "dp=0")
@@ -62,6 +62,7 @@ class Mutant(NamedTuple):
 def run(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("model")
     (folder / "config.json").write_text(json.dumps(MODEL))
+    (folder / "prompts.parquet").write_bytes(b"")
     return RUN.replace("MODEL", str(folder))
 
 
@@ -111,6 +112,11 @@ def mutants(run: str, folder: Path) -> Iterator[Mutant]:
         yield Mutant(run, (f"sampler={sampler}e",), (f"did you mean '{sampler}'",))
     yield Mutant(f"extends: nowhere.yaml\n{run}", (), ("'extends' names 'nowhere.yaml'",))
     yield Mutant(f"extends: run.yaml\n{run}", (), ("extends itself",))
+    for name in ("data.train", "data.evaluate"):
+        yield Mutant(run, (f"{name}=[{folder / 'nowhere.parquet'}]",), (f"'{name}' names '", "which is not there"))
+        yield Mutant(run, (f"{name}=[{folder / 'no' / 'where'}]",), (f"'{name}' names '", "but there is no folder"))
+    yield Mutant(run, (f"data.values={folder / 'values.parquet'}",), ("'data.values' names '", "which is not there"))
+    yield Mutant(run, (f"model.reference={folder / 'nowhere'}",), ("'model.reference' names '", "which is not there"))
     yield Mutant(run, (f"model.folder={folder / 'nowhere'}",), ("is no folder here",))
     yield Mutant(run, (f"model.folder={folder}",), ("holds no config.json",))
     yield Mutant(run, ("actor.precision=fp8",), ("transformer_engine",))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from megatron_rl.spec.run import RunSpec
-from megatron_rl.spec.schema import SpecError
+from megatron_rl.spec.schema import SpecError, nearest
 
 
 def read_model_config(spec: RunSpec) -> dict[str, object]:
@@ -30,3 +31,41 @@ def read_model_config(spec: RunSpec) -> dict[str, object]:
     if not isinstance(config, dict):
         raise SpecError(f"{what}, whose config.json should hold an object, but holds {config!r:.60}.")
     return config
+
+
+def check_inputs(spec: RunSpec, *, has_values: bool) -> None:
+    """Returns if every other file the run reads is there; SpecError lists those that are not.
+
+    `has_values` tells whether `data.values` must have been written already: a value run is what writes it.
+    """
+    data, model = spec.settings["data"], spec.settings["model"]
+    asked = [(data, name, path) for name in ("train", "evaluate") for path in _paths(data.values[name])]
+    asked += [(data, "values", path) for path in _paths(data.values["values"]) if has_values]
+    asked += [(model, "reference", path) for path in _paths(model.values["reference"])]
+    problems = [
+        f"{part.place}: '{part.path}.{name}' names '{path}', {problem}."
+        for part, name, path in asked
+        if (problem := _unreadable(path, is_folder=name == "reference"))
+    ]
+    if not spec.settings["data"].values["train"]:
+        problems.append(f"{data.place}: 'data.train' is empty; name at least one file of prompts.")
+    if problems:
+        raise SpecError(problems)
+
+
+def _paths(value: object) -> list[Path]:
+    listed = value if isinstance(value, list | tuple) else [value]
+    return [Path(str(path)) for path in listed if path is not None]
+
+
+def _unreadable(path: Path, is_folder: bool) -> str:
+    """Why it cannot be read; empty where it can."""
+    if not path.parent.is_dir():
+        return f"but there is no folder '{path.parent}'"
+    if not path.exists():
+        return f"which is not there{nearest(path.name, (other.name for other in path.parent.iterdir()))}"
+    if is_folder and not path.is_dir():
+        return "which is no folder"
+    if not os.access(path, os.R_OK):
+        return "which this user may not read"
+    return ""

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from megatron_rl.spec.files import read_model_config
+from megatron_rl.spec.files import check_inputs, read_model_config
 from megatron_rl.spec.load import load
 from megatron_rl.spec.schema import SpecError
 from tests.spec.test_load import WHOLE, write
@@ -33,3 +33,46 @@ def test_a_missing_folder_names_those_beside_it(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(SpecError, match=r"is no folder here; beside it are model\."):
         read_model_config(spec_of(tmp_path, tmp_path / "modle"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("train.parquet", "held_out.parquet", "model/config.json"):
+        write(tmp_path, name, "")
+    write(tmp_path, "run.yaml", WHOLE)
+    return tmp_path
+
+
+def problems_of(folder, *overrides, has_values=True):
+    try:
+        check_inputs(load(folder / "run.yaml", [text.format(folder) for text in overrides]), has_values=has_values)
+    except SpecError as error:
+        return error.problems
+    return ()
+
+
+THERE = ("data.train=[{0}/train.parquet]", "data.evaluate=[{0}/held_out.parquet]", "model.reference={0}/model")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.train=[{0}/trian.parquet]", "which is not there; did you mean 'train.parquet'? (known: held_out"),
+        ("data.train=[{0}/train.parquet, {0}/x/y.parquet]", "'{0}/x/y.parquet', but there is no folder '{0}/x'."),
+        ("data.train=[]", "'data.train' is empty; name at least one file of prompts."),
+        ("data.evaluate=[{0}/held.parquet]", "'data.evaluate' names '{0}/held.parquet', which is not there; did you"),
+        ("data.values={0}/values.parquet", "'data.values' names '{0}/values.parquet', which is not there"),
+        ("model.reference={0}/train.parquet", "'model.reference' names '{0}/train.parquet', which is no folder."),
+    ],
+)
+def test_a_file_that_is_not_there_is_named(folder, override, said):
+    assert problems_of(folder, *THERE) == ()
+    (problem,) = problems_of(folder, *THERE, override)
+    assert said.format(folder) in problem
+    assert problem.endswith(".")
+
+
+def test_every_missing_file_is_said_at_once_but_not_what_a_value_run_will_write(folder):
+    overrides = ("data.train=[a, b]", "data.evaluate=[c]", "data.values=d", "model.reference=e")
+    assert len(problems_of(folder, *overrides)) == 5
+    assert len(problems_of(folder, *overrides, has_values=False)) == 4
