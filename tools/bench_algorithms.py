@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 
 import torch
 
-from tools.claims import jspo
+from tools.claims import jspo, spec_rl
 
-CLAIMS = {"jspo": jspo.page}
+CLAIMS = {"jspo": jspo.page, "spec_rl": spec_rl.page}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
