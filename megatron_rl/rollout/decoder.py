@@ -1,9 +1,11 @@
 """A decoder with a key-value cache whose result for a sequence does not depend on the sequences beside it.
 
-Matrix products on a CPU give a row the same bits whatever other rows there are, as long as there are a few: libraries
-take other kernels for one, two or three rows, and for a batch of one. So no product here ever has fewer than `ROWS`
-rows or `BATCH` matrices; sums over a cache are products with ones, which padding by zeros leaves alone; and nothing
-else crosses rows. The tests look at this on the machine they run on.
+On a CPU a row's bits hang on the shape of the product it takes part in: one to three rows left over after threads
+have shared them out go through another kernel, a batch of one does, long sums are cut where their length says, and
+torch's own `silu` takes another formula for the last few numbers of a thread. So no product here has other than
+multiples of `ROWS` rows, or fewer than `BATCH` matrices; sums over a cache run in blocks of `CACHE_STEP`, added in
+order, to which a longer cache only adds zeros; and `_silu` is made of operations that have one formula. Nothing else
+crosses rows. It holds with any number of threads; the tests look at this on the machine they run on.
 
 S sequences, N of them at one token each, P tokens of a prefill, H hidden, K key-value heads, Q query heads a key-value
 head, D numbers a head, L tokens of a cache, V vocabulary.
@@ -23,7 +25,7 @@ from megatron_rl.rollout.fused_weights import FusedWeights
 
 ROWS = 8
 BATCH = 2
-CACHE_STEP = 32
+CACHE_STEP = 64
 """Caches are read up to a multiple of this."""
 
 
@@ -98,22 +100,23 @@ class Decoder:
         return self._linear(normed_NH, self.head).float()
 
     def _layers(self, token_SP: Tensor, position_SP: Tensor, cache: Cache, reach: int) -> Tensor:
-        blocked_SPL = torch.arange(reach, device=self.device) > position_SP[..., None]
+        shape = self.blueprint.shape
+        blocked = _blocked(position_SP, reach, shape.heads // shape.kv_heads)
         hidden_SPH = F.embedding(token_SP, self.storage["model.embed_tokens.weight"])
         rotation = self.cosine_LR[position_SP][:, :, None], self.sine_LR[position_SP][:, :, None]
-        for layer in range(self.blueprint.shape.layers):
+        for layer in range(shape.layers):
             name = f"model.layers.{layer}."
             normed_SPH = self._norm(hidden_SPH, name + "input_layernorm.weight")
             query, key, value = self._project(normed_SPH, name, rotation)
             _write(cache.keys[layer], key, position_SP)
             _write(cache.values[layer], value, position_SP)
             keys, values = cache.keys[layer][:, :, :reach], cache.values[layer][:, :, :reach]
-            attended = _attend(query, keys, values, blocked_SPL)
+            attended = _attend(query, keys, values, blocked)
             hidden_SPH = hidden_SPH + self._linear(attended, self.storage[name + "self_attn.o_proj.weight"])
             normed_SPH = self._norm(hidden_SPH, name + "post_attention_layernorm.weight")
             gate, up = self._linear(normed_SPH, self.storage[name + "mlp.gate_up_proj.weight"]).chunk(2, -1)
             down = self.storage[name + "mlp.down_proj.weight"]
-            hidden_SPH = hidden_SPH + self._linear(F.silu(gate) * up, down)
+            hidden_SPH = hidden_SPH + self._linear(_silu(gate) * up, down)
         return hidden_SPH
 
     def _project(self, hidden_SPH: Tensor, name: str, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,9 +137,7 @@ class Decoder:
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        if len(flat) >= ROWS:
-            return F.linear(flat, weight, bias).view(*x.shape[:-1], len(weight))
-        padded = F.pad(flat, (0, 0, 0, ROWS - len(flat)))
+        padded = F.pad(flat, (0, 0, 0, -len(flat) % ROWS)) if len(flat) % ROWS else flat
         return F.linear(padded, weight, bias)[: len(flat)].view(*x.shape[:-1], len(weight))
 
 
@@ -150,18 +151,39 @@ def _rotate(x_SPHD: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
 
 
-def _attend(query: Tensor, keys_SKLD: Tensor, values_SKLD: Tensor, blocked_SPL: Tensor) -> Tensor:
-    """Softmax attention as matrix products of at least `ROWS` rows: (S, P, heads x D)."""
+def _silu(x: Tensor) -> Tensor:
+    wide = x.float()
+    return (wide / wide.neg().exp_().add_(1)).to(x.dtype)
+
+
+def _blocked(position_SP: Tensor, reach: int, group: int) -> Tensor:
+    """What each query head of a key-value head may not look at: (S, 1, rows, L), rows a multiple of `ROWS`."""
+    later_SPL = torch.arange(reach, device=position_SP.device) > position_SP[..., None]
+    later_S1RL = later_SPL.repeat_interleave(group, 1)[:, None]
+    return F.pad(later_S1RL, (0, 0, 0, -later_S1RL.shape[2] % ROWS))
+
+
+def _attend(query: Tensor, keys_SKLD: Tensor, values_SKLD: Tensor, blocked_S1RL: Tensor) -> Tensor:
+    """Softmax attention, block by block of the cache: (S, P, heads x D)."""
     sequences, tokens, heads, size = query.shape
-    kv_heads, reach = keys_SKLD.shape[1:3]
-    rows = tokens * heads // kv_heads
+    kv_heads = keys_SKLD.shape[1]
+    rows, padded = tokens * heads // kv_heads, blocked_S1RL.shape[2]
     grouped = query.view(sequences, tokens, kv_heads, -1, size).permute(0, 2, 1, 3, 4).reshape(-1, rows, size)
-    padding = max(0, ROWS - rows)
-    scores = torch.bmm(F.pad(grouped * size**-0.5, (0, 0, 0, padding)), keys_SKLD.flatten(0, 1).transpose(1, 2))
-    blocked = blocked_SPL[:, None, :, None].expand(-1, kv_heads, -1, heads // kv_heads, -1).reshape(-1, rows, reach)
-    scores = scores.masked_fill(F.pad(blocked, (0, 0, 0, padding)), -torch.inf)
-    weights = (scores - scores.amax(-1, keepdim=True)).exp()
-    ones = torch.ones(1, reach, 1, dtype=weights.dtype, device=weights.device).expand(len(weights), -1, -1)
-    mixed = (torch.bmm(weights, values_SKLD.flatten(0, 1)) / torch.bmm(weights, ones))[:, :rows]
+    grouped = F.pad(grouped * size**-0.5, (0, 0, 0, padded - rows))
+    scores = torch.bmm(grouped, keys_SKLD.flatten(0, 1).transpose(1, 2))
+    scores.unflatten(0, (sequences, kv_heads)).masked_fill_(blocked_S1RL, -torch.inf)
+    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+    mixed = (_mix(weights, values_SKLD.flatten(0, 1)) / _total(weights)).to(query.dtype)[:, :rows]
     ordered = mixed.view(sequences, kv_heads, tokens, heads // kv_heads, size).permute(0, 2, 1, 3, 4)
     return ordered.reshape(sequences, tokens, heads * size)
+
+
+def _mix(weights: Tensor, values: Tensor) -> Tensor:
+    """Values weighed and added up, in float32."""
+    blocks = zip(weights.split(CACHE_STEP, -1), values.split(CACHE_STEP, 1), strict=True)
+    return sum((torch.bmm(*block).float() for block in blocks), start=weights.new_zeros((), dtype=torch.float32))
+
+
+def _total(weights: Tensor) -> Tensor:
+    blocks = weights.unflatten(-1, (-1, CACHE_STEP)).sum(-1, dtype=torch.float32)
+    return blocks.cumsum(-1)[..., -1:]  # one after the other, where `sum` would group them by their number

@@ -35,6 +35,19 @@ def test_neighbours_and_the_length_of_the_cache_change_no_bit(decoder, beside):
     assert torch.equal(alone[0], together[-1, :20])
 
 
+@pytest.mark.parametrize("mine", [63, 65, 130, 165, 212])
+def test_the_length_of_the_cache_changes_no_bit_of_a_long_sequence(decoder, mine):
+    token_SP = torch.randint(2, 100, (2, mine + 1), generator=torch.Generator().manual_seed(mine))
+    written = []
+    for capacity in (mine + 1, 300, 512):
+        hidden_SPH, cache = decoder.prefill(token_SP[:, :mine], capacity)
+        cache = Cache.joined([cache, decoder.prefill(torch.zeros(1, 1, dtype=torch.int64), capacity)[1]])
+        next_N = torch.cat([token_SP[:, mine], torch.tensor([5])])
+        far = torch.tensor([mine, mine, cache.capacity - 1])
+        written.append(torch.cat([hidden_SPH.flatten(), decoder.decode(next_N, far, cache)[:2].flatten()]))
+    assert all(torch.equal(each, written[0]) for each in written)
+
+
 def test_a_taken_cache_goes_on_as_the_original(decoder):
     token_SP = torch.randint(2, 100, (4, 12), generator=torch.Generator().manual_seed(1))
     _, cache = decoder.prefill(token_SP, 32)

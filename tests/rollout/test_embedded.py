@@ -1,5 +1,9 @@
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +25,8 @@ from megatron_rl.batch.columns import (
 from megatron_rl.ops.logprobs import Sampling, sampling_logprobs
 from tests.fakes.tiny_models import tiny_folder
 from tests.rollout.opening import asked, open_embedded, random_prompts
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +84,17 @@ def test_a_response_cut_anywhere_and_resumed_is_the_same_bits(folder):
     known = [logprobs[:cut] for cut, (_, logprobs) in zip(cuts, written(whole), strict=True)]
     assert written(engine.generate(heads.with_columns({PREFIX_LOGPROBS: known}))) == written(whole)
     assert written(engine.generate(heads))[3][0] == written(whole)[3][0]
+
+
+@pytest.mark.parametrize("threads", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+def test_rollouts_permuted_split_and_resumed_are_the_same_bits_with_any_number_of_threads(tmp_path, threads):
+    wide = {"hidden_size": 96, "intermediate_size": 500, "num_attention_heads": 3, "num_key_value_heads": 1}
+    folder = tiny_folder(tmp_path, "qwen3", max_position_embeddings=512, **wide)
+    # Threads that wait by spinning make a busy machine crawl; MKL left to itself uses no more threads than cores.
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "MKL_DYNAMIC": "FALSE"}
+    command = [sys.executable, "-m", "tests.rollout.apart_and_together", str(folder), str(threads)]
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == [f"rows that differ with {threads} threads: {{}}"], done.stderr
 
 
 def test_rollouts_of_one_prompt_share_its_reading_and_differ_by_seed(folder):
