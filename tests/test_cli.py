@@ -144,6 +144,29 @@ def test_two_hundred_mutated_configurations_are_each_refused_in_one_helpful_sent
     assert count >= 200
 
 
+def refuse(path: Path, mutant: Mutant) -> None:
+    """By the command itself."""
+    path.write_text(mutant.text)
+    command = [sys.executable, "-m", "megatron_rl.cli", "train", str(path), "--dry-run", *mutant.overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (WRONG, ""), (mutant, done)
+    lines = done.stderr.splitlines()
+    assert 1 <= len(lines) <= 2, (mutant, done)
+    assert all(is_sentence(line) for line in lines), (mutant, done)
+    assert any(all(said in line for said in mutant.said) for line in lines), (mutant, done)
+
+
+def test_one_in_sixty_of_them_is_refused_by_the_command_too(run, tmp_path):
+    for mutant in list(mutants(run, tmp_path))[::60]:
+        refuse(tmp_path / "run.yaml", mutant)
+
+
+@pytest.mark.slow
+def test_every_one_of_them_is_refused_by_the_command_too(run, tmp_path):
+    for mutant in mutants(run, tmp_path):
+        refuse(tmp_path / "run.yaml", mutant)
+
+
 def test_the_configuration_that_was_mutated_is_right(run, tmp_path, capsys):
     path = tmp_path / "run.yaml"
     path.write_text(run)
