@@ -101,10 +101,12 @@ class Step:
 def share(sequences: Sequences, rows: Tensor, limits: Limits) -> tuple[Microbatches, list[Packed]]:
     """The plan for these rows, and this data rank's part of it on the device."""
     spoken = [row for row in rows.tolist() if int(sequences.responses.length_B[row])]
-    planned = plan([sequences.lengths[row] for row in spoken], limits)
+    units = sequences.units(spoken)
+    planned = plan([sum(sequences.lengths[row] for row in unit) for unit in units], limits)
     mine = planned.rows[parallel_state.get_data_parallel_rank()]
     return planned, [
-        sequences.pack([spoken[index] for index in bin_], planned.padding(bin_), device()) for bin_ in mine
+        sequences.pack([row for index in bin_ for row in units[index]], planned.padding(bin_), device())
+        for bin_ in mine
     ]
 
 

@@ -55,6 +55,15 @@ class Sequences:
         groups = self.group_B[rows][live_B > 0].unique()
         return Counts(tokens=int(live_B.sum()), rows=int((live_B > 0).sum()), groups=len(groups))
 
+    def units(self, rows: Sequence[int]) -> list[list[int]]:
+        """What a micro-batch must not tear apart: groups where the loss compares their rollouts, single rows else."""
+        if GROUP.name not in self.numbers:
+            return [[row] for row in rows]
+        groups: dict[int, list[int]] = {}
+        for row in rows:
+            groups.setdefault(int(self.group_B[row]), []).append(row)
+        return list(groups.values())
+
     def pack(self, rows: Sequence[int], padding: int, device: torch.device) -> Packed:
         """These rows end to end, followed by `padding` tokens that nothing is asked of."""
         rows_B = torch.tensor(rows, dtype=torch.int64)

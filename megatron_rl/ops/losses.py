@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_rl.ops.segments import row_sum
+from megatron_rl.ops.segments import group_sum, row_sum
 
 LOG_RATIO_LIMIT = 20.0
 KL_LIMIT = 10.0
@@ -107,6 +107,22 @@ def rebel_residual(
 ) -> Tensor:
     """REBEL: (difference of log-ratios) / eta - (difference of rewards) per pair; the loss is its mean square."""
     return (log_ratio_B - rival_log_ratio_B) / eta - (reward_B - rival_reward_B)
+
+
+def pairwise_regression(
+    log_ratio_T: Tensor, mask_T: Tensor, offsets: Tensor, pairing: tuple[Tensor, Tensor], eta: float
+) -> Regression:
+    """REBEL over all pairs of a group, given rewards and groups of the rows; `loss_B` adds up to the groups' means.
+
+    The mean over pairs of (x - x')^2 is twice the sample variance of x = D / eta - r, so each row has its own part.
+    """
+    reward_B, group_B = pairing
+    live_B = row_sum(mask_T.bool().long(), offsets) > 0
+    log_ratio_B = row_sum(torch.where(mask_T.bool(), log_ratio_T, 0.0), offsets)
+    x_B = torch.where(live_B, log_ratio_B / eta - reward_B, 0.0)
+    size_B = group_sum(live_B.to(x_B.dtype), group_B)[group_B]
+    residual_B = torch.where(live_B, x_B - group_sum(x_B, group_B)[group_B] / size_B.clamp_min(1), 0.0)
+    return Regression(log_ratio_B, residual_B, 2 * residual_B.square() / (size_B - 1).clamp_min(1))
 
 
 def likelihood(logprob_T: Tensor, mask_T: Tensor) -> Tensor:

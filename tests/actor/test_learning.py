@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from megatron_rl.actor.learning import priced_nothing, share
+from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.recipe import LearningRate
 from megatron_rl.actor.sequences import Sequences
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import TOKENS
 from megatron_rl.objectives.clipped import Clipped
 from megatron_rl.objectives.likelihood import Likelihood
+from megatron_rl.objectives.rebel import Rebel
 from tests import ranks
-from tests.actor.training import EVERYTHING, actor_of
+from tests.actor.training import EVERYTHING, actor_of, train
 from tests.fakes.arithmetic import demonstrations
 from tests.fakes.rollouts import rollouts
 from tests.fakes.tiny_models import tiny_folder
@@ -119,3 +121,23 @@ def test_a_report_holds_what_a_reader_of_a_run_asks(tmp_path):
         assert 0 < metrics["tokens"] <= len(batch.ragged(TOKENS).values)
         assert metrics["packing"] == 1.0
         assert 0 < metrics["entropy"] < np.log(101)
+
+
+@pytest.mark.parametrize("cut", [{"tokens": 60}, {"dp": 2, "tokens": 60}, {"tp": 2, "pp": 2, "tokens": 60}], ids=str)
+def test_a_loss_over_pairs_is_the_same_however_the_batch_is_split(tmp_path, cut):
+    folder, batches = tiny_folder(tmp_path / "model", "qwen3"), [rollouts(seed=seed) for seed in range(2)]
+    one, other = (
+        ranks.run(
+            train,
+            world=Parallel(**{name: size for name, size in each.items() if name != "tokens"}).world,
+            folder=folder,
+            export=tmp_path / str(number),
+            batches=batches,
+            objective=Rebel(),
+            **each,
+        )[0]["metrics"]
+        for number, each in enumerate(({"tokens": 10_000}, cut))
+    )
+    for alone, split in zip(one, other, strict=True):
+        for name in ("loss", "grad_norm", "residual_square"):
+            assert split[name] == pytest.approx(alone[name], rel=1e-4), name

@@ -78,3 +78,9 @@ def test_each_response_token_is_predicted_from_the_token_before_it():
 def _before(batch, row, tokens):
     prompt = len(batch.ragged(PROMPT_TOKENS).row(row))
     return tokens[prompt - 1 : -1]
+
+
+def test_rows_whose_loss_compares_the_rollouts_of_a_group_stay_together():
+    batch = rollouts(groups=2, samples=2).take(torch.tensor([0, 2, 1, 3]))
+    assert Sequences(batch, [REWARD]).units([0, 1, 2, 3]) == [[0], [1], [2], [3]]
+    assert Sequences(batch, [GROUP]).units([0, 1, 2, 3]) == [[0, 2], [1, 3]]

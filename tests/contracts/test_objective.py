@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import megatron_rl.objectives
-from megatron_rl.batch.columns import DICTIONARY
+from megatron_rl.batch.columns import DICTIONARY, GROUP
 from megatron_rl.objectives.clipped import Clipped
 from megatron_rl.ports import Objective
 from tests.fakes.priced_tokens import counts_of, part, random_tokens, slope
@@ -43,8 +43,11 @@ def test_shares_of_any_split_add_up_in_loss_gradient_and_metrics(objective, seed
     tokens = random_tokens(objective, lengths, seed)
     counts = counts_of(tokens, groups=3)
     whole, gradient_T = slope(objective, tokens, counts)
-    order, cuts = torch.randperm(8, generator=draw), torch.randint(0, 9, (3,), generator=draw).sort().values
-    shares = [objective.price(part(tokens, rows.tolist()), counts) for rows in order.tensor_split(cuts)]
+    # An objective that reads the group compares its rollouts, so that a split leaves groups whole.
+    size = 2 if GROUP in objective.reads else 1
+    units = torch.arange(8).view(-1, size)[torch.randperm(8 // size, generator=draw)]
+    cuts = torch.randint(0, len(units) + 1, (3,), generator=draw).sort().values
+    shares = [objective.price(part(tokens, rows.flatten().tolist()), counts) for rows in units.tensor_split(cuts)]
     torch.testing.assert_close(sum(share.loss for share in shares).detach(), whole.loss)
     for name in whole.metrics:
         torch.testing.assert_close(sum(share.metrics[name] for share in shares), whole.metrics[name])

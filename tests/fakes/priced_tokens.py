@@ -39,6 +39,7 @@ def random_tokens(objective: Objective, lengths: Sequence[int] = (3, 1, 6, 0, 4)
     mask_T[: lengths[0]] = 0
     columns = {column: near_zero(T if column.is_ragged else B) for column in objective.reads}
     columns |= {column: torch.ones(B, dtype=torch.int64) for column in objective.reads if column.name == "reused"}
+    columns |= {column: torch.arange(B) // 2 for column in objective.reads if column.name == "group"}
     return tokens_of(lengths, near_zero(T).requires_grad_(), mask_T, columns, near_zero(T).abs())
 
 
