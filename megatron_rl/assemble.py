@@ -12,13 +12,14 @@ from typing import TypeVar
 
 import torch
 
-from megatron_rl.actor import groups, weights
+from megatron_rl.actor import weights
 from megatron_rl.actor.architecture import HfConfig, describe
-from megatron_rl.actor.megatron_actor import MegatronActor, Origin
+from megatron_rl.actor.megatron_actor import Origin
 from megatron_rl.actor.rope import frequencies
 from megatron_rl.actor.settings import ActorSettings
 from megatron_rl.batch.columns import REFERENCE_REWARDS
 from megatron_rl.buffer import GroupBuffer
+from megatron_rl.cluster.settings import ClusterSettings
 from megatron_rl.data.prompts import DataSettings, PromptSet
 from megatron_rl.data.tokenizer import Tokenizer, decoder, load_tokenizer
 from megatron_rl.data.values import read_values
@@ -26,11 +27,7 @@ from megatron_rl.evaluate import EvaluationSettings, HeldOut
 from megatron_rl.loop import Run, Schedule
 from megatron_rl.pipeline import chain, check_wiring
 from megatron_rl.ports import Sampler, Stage
-from megatron_rl.reshard.engines import huggingface_layout
-from megatron_rl.reshard.placement import together
-from megatron_rl.reshard.plan import plan
-from megatron_rl.reshard.sync import InProcessSync
-from megatron_rl.reshard.transport import Exchange
+from megatron_rl.processes import Apart, Cast, in_this_process
 from megatron_rl.rewards.pool import JudgeSettings, RewardPool
 from megatron_rl.rollout.blueprint import Blueprint
 from megatron_rl.rollout.embedded import Embedded, EmbeddedEngine
@@ -81,21 +78,14 @@ def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
     run, model = _settings(spec, "run", RunSettings), _settings(spec, "model", ModelSettings)
     actor_settings = _settings(spec, "actor", ActorSettings)
     sampling, data = _settings(spec, "sampling", SamplingSettings), _settings(spec, "data", DataSettings)
-    if actor_settings.world > 1:
-        raise SpecError(
-            f"{spec.files[0]}: actor takes tp*cp*dp*pp = {actor_settings.world} processes, but this command is one; "
-            "set actor.tp, actor.pp and actor.dp to 1."
-        )
     folder = run.folder / run.name
     tokenizer = load_tokenizer(model.folder)
     prompts = PromptSet.read(data.train, tokenizer, data)
     if data.values is not None and not is_value_run:
         prompts = prompts.with_values(read_values(data.values, value_fingerprint(spec)), data.solvable)
-    groups.join_alone()
-    groups.cut(actor_settings, run.seed)
-    actor = MegatronActor(actor_settings, Origin(folder=model.folder, reference=model.reference, sampling=sampling.law))
-    engine = _engine(spec.choices["rollout"], model.folder, tokenizer, sampling, actor)
+    engine = _engine(spec.choices["rollout"], model.folder, tokenizer, sampling, actor_settings)
     judge = _judge(spec)
+    cast = _cast(spec, Origin(folder=model.folder, reference=model.reference, sampling=sampling.law), engine)
     telemetry = open_telemetry(
         _settings(spec, "telemetry", TelemetrySettings), folder, spec.plain, piece=_piece(tokenizer)
     )
@@ -109,9 +99,9 @@ def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
         learn=chain(ideas.learn),
         objective=ideas.objective,  # type: ignore[arg-type]
         buffer=GroupBuffer(prompts=ideas.sampler.prompts),
-        actor=actor,
-        weights=in_process_sync(actor, engine),
-        machines={"engine": engine, "actor": actor, "judge": judge, "prompts": prompts},
+        actor=cast.actor,
+        weights=cast.weights,
+        machines={"engine": engine, "actor": cast.actor, "judge": judge, "prompts": prompts, **cast.others},
         telemetry=telemetry,
         evaluator=_evaluator(spec, data, tokenizer, engine, judge),
         facts={"spec": hashlib.sha256(repr(spec.plain).encode()).hexdigest(), "cut": repr(actor_settings)},
@@ -128,21 +118,9 @@ def value_fingerprint(spec: RunSpec) -> dict[str, object]:
 def close(run: Run, reason: str) -> None:
     """Ends every machine of the run."""
     run.telemetry.close(reason)
-    for name in ("judge", "engine", "actor"):
-        run.machines[name].close()  # type: ignore[attr-defined]  # each machine of a run has one
-
-
-def in_process_sync(actor: MegatronActor, engine: EmbeddedEngine) -> InProcessSync:
-    """The actor's parameters into the engine's, by the plan between their layouts."""
-    source = weights.layout(actor.model)
-    target = huggingface_layout(actor.model.architecture.shape)
-    exchange = Exchange(
-        plan=plan(source, target, together(source, target)),
-        sources={0: weights.parameters(actor.model)},
-        targets={0: engine.parameters()},
-        dtype=engine.decoder.dtype,
-    )
-    return InProcessSync(exchange=exchange, serve=engine.serve)
+    for name in ("judge", "engine", "actor", "inlet", "cluster"):
+        if name in run.machines:
+            run.machines[name].close()  # type: ignore[attr-defined]  # each of these has one
 
 
 def blueprint_of(hf: HfConfig) -> Blueprint:
@@ -172,15 +150,24 @@ def environment() -> dict[str, str]:
 
 
 def _engine(
-    part: Part, folder: Path, tokenizer: Tokenizer, sampling: SamplingSettings, actor: MegatronActor
+    part: Part, folder: Path, tokenizer: Tokenizer, sampling: SamplingSettings, actor: ActorSettings
 ) -> EmbeddedEngine:
     settings = build(part)
     if not isinstance(settings, Embedded):
         raise SpecError(f"{part.place}: 'rollout' is '{part.name}', which this command cannot start; use 'embedded'.")
     end = end_tokens(folder, also=getattr(tokenizer, "eos_token_id", None))
     vocabulary = Vocabulary(decode=decoder(tokenizer), end=end, stop=sampling.stop)
-    dtype = torch.float32 if actor.settings.precision.compute == "fp32" else torch.bfloat16
+    dtype = torch.float32 if actor.precision.compute == "fp32" else torch.bfloat16
     return settings.open(blueprint_of(weights.read_config(folder)), vocabulary, sampling, dtype)
+
+
+def _cast(spec: RunSpec, origin: Origin, engine: EmbeddedEngine) -> Cast:
+    """One rank stands beside the engine in this process; more are processes of their own."""
+    run, settings = _settings(spec, "run", RunSettings), _settings(spec, "actor", ActorSettings)
+    if settings.world == 1:
+        return in_this_process(settings, origin, run.seed, engine)
+    cluster, logs = _settings(spec, "cluster", ClusterSettings), run.folder / run.name / "logs"
+    return Apart(settings=settings, origin=origin, seed=run.seed, cluster=cluster, logs=logs).start(engine)
 
 
 def _judge(spec: RunSpec) -> RewardPool:

@@ -19,7 +19,7 @@ FLOORS: Mapping[str, int] = (
     | dict.fromkeys(("ports", "pipeline", "budget", "buffer", "drawing", "nursery", "reshard"), 2)
     | dict.fromkeys((*IDEAS, *MACHINES), 3)
     | dict.fromkeys(("loop", "evaluate", "checkpoint"), 4)
-    | dict.fromkeys(("cli", "launch", "assemble", "planner"), 5)
+    | dict.fromkeys(("cli", "launch", "assemble", "processes", "actor_rank", "planner"), 5)
 )
 DOORS: Mapping[str, tuple[str, ...]] = {
     "megatron": ("actor",),

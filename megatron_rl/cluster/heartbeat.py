@@ -1,0 +1,66 @@
+"""Hears of every rank once a heartbeat, whatever the driver is busy with."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import ray
+from ray.exceptions import RayError
+
+from megatron_rl.cluster.member import Member
+from megatron_rl.cluster.rank import Beat
+
+TICKS = 8
+"""Looks for answers a heartbeat."""
+
+
+class Heartbeat:
+    """Asks each rank for a beat, once `every_s`; calls `lost` once, with a sentence, when one died or missed two."""
+
+    def __init__(self, members: Sequence[Member], every_s: float, lost: Callable[[str], None]) -> None:
+        self.members, self.every_s, self._lost = tuple(members), every_s, lost
+        self._ended = threading.Event()
+        self._heard_s = [time.monotonic()] * len(self.members)
+        self._doing = [""] * len(self.members)
+        self._asked: dict[ray.ObjectRef, tuple[int, float]] = {}
+        self._thread = threading.Thread(target=self._listen, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._ended.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _listen(self) -> None:
+        while not self._ended.wait(self.every_s / TICKS):
+            reason = self._hear() or self._silence()
+            if reason and not self._ended.is_set():
+                return self._lost(reason)
+            self._ask()
+        return None
+
+    def _ask(self) -> None:
+        now, asked = time.monotonic(), {rank for rank, _ in self._asked.values()}
+        for rank, member in enumerate(self.members):
+            if rank not in asked and now - self._heard_s[rank] >= self.every_s:
+                self._asked[member.actor.beat.remote()] = rank, now
+
+    def _hear(self) -> str:
+        ready = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)[0] if self._asked else []
+        for ref in ready:
+            rank, _ = self._asked.pop(ref)
+            try:
+                beat: Beat = ray.get(ref)
+            except RayError:
+                return f"{self.members[rank]} died{self._busy(rank)}"
+            self._heard_s[rank], self._doing[rank] = time.monotonic(), beat.doing
+        return ""
+
+    def _silence(self) -> str:
+        now = time.monotonic()
+        silent = [rank for rank, asked_s in self._asked.values() if now - asked_s >= self.every_s]
+        told = "; ".join(f"{self.members[rank]}{self._busy(rank)}" for rank in sorted(silent))
+        return f"{told} missed two heartbeats of {self.every_s:g} s" if silent else ""
+
+    def _busy(self, rank: int) -> str:
+        return f", last heard in '{self._doing[rank]}'," if self._doing[rank] else ""

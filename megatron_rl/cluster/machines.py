@@ -1,0 +1,80 @@
+"""Ray, started on this machine for this run alone or joined where it runs already, and left without a trace."""
+
+import os
+import signal
+from dataclasses import dataclass
+
+import ray
+
+from megatron_rl.cluster.placement import Node
+from megatron_rl.reshard.layout import LayoutError
+
+# Ray would otherwise tell its makers about every run.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """The machines of a run, the driver's first; `ids` are Ray's names for them."""
+
+    nodes: tuple[Node, ...]
+    ids: tuple[str, ...]
+
+    def close(self) -> None:
+        """Leaves Ray; a Ray that this process started ends with everything it started."""
+        ray.shutdown()
+
+
+def open_machines(address: str) -> Machines:
+    """Joins the Ray cluster at the address, or starts one on this machine; LayoutError where it is in use."""
+    os.environ.update(QUIET)
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+    else:
+        _start_here()
+    machines = _found()
+    try:
+        _check_free(address)
+    except LayoutError:
+        machines.close()
+        raise
+    return machines
+
+
+def _start_here() -> None:
+    # What is started now inherits the mask: Ctrl-C is for the driver, which ends the rest in order.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    on_term = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if on_term is not signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, on_term)
+
+
+def _found() -> Machines:
+    """The driver's own machine first, then by name, so that the same allocation gives the same placement."""
+    own = ray.get_runtime_context().get_node_id()
+    alive = [entry for entry in ray.nodes() if entry["Alive"]]
+    alive.sort(key=lambda entry: (entry["NodeID"] != own, entry["NodeManagerHostname"], entry["NodeManagerAddress"]))
+    nodes = tuple(
+        Node(
+            name=entry["NodeManagerHostname"],
+            gpus=int(entry["Resources"].get("GPU", 0)),
+            cpus=int(entry["Resources"].get("CPU", 0)),
+        )
+        for entry in alive
+    )
+    return Machines(nodes=nodes, ids=tuple(entry["NodeID"] for entry in alive))
+
+
+def _check_free(address: str) -> None:
+    total, free = ray.cluster_resources(), ray.available_resources()
+    for what in ("GPU", "CPU"):
+        held = total.get(what, 0) - free.get(what, 0)
+        if held > 0:
+            raise LayoutError(
+                f"another job holds {held:g} of the {total[what]:g} {what}s of the Ray cluster at '{address}'; a run "
+                "needs its machines for itself, so wait for the job or give cluster.address another cluster."
+            )

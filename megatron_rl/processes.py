@@ -1,0 +1,161 @@
+"""The actor of a run and its weight sync: in this process, or in processes of their own under Ray."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from megatron_rl.actor import groups, weights
+from megatron_rl.actor.architecture import describe
+from megatron_rl.actor.fused import has_transformer_engine
+from megatron_rl.actor.megatron_actor import MegatronActor, Origin
+from megatron_rl.actor.settings import ActorSettings
+from megatron_rl.actor_rank import ActorOrder
+from megatron_rl.cluster.launcher import start_ranks
+from megatron_rl.cluster.machines import open_machines
+from megatron_rl.cluster.placement import Demand, Node, Placement, place
+from megatron_rl.cluster.rank import Address
+from megatron_rl.cluster.remote_sync import RemoteSync
+from megatron_rl.cluster.route import Route
+from megatron_rl.cluster.settings import ClusterSettings
+from megatron_rl.ports import Actor, WeightSync
+from megatron_rl.reshard.engines import huggingface_layout
+from megatron_rl.reshard.layout import LayoutError
+from megatron_rl.reshard.placement import together
+from megatron_rl.reshard.plan import plan
+from megatron_rl.reshard.sync import InProcessSync
+from megatron_rl.reshard.transport import Exchange, SyncReport
+from megatron_rl.rollout.embedded import EmbeddedEngine
+from megatron_rl.spec.schema import SpecError
+
+
+class Closeable(Protocol):
+    """A machine of a run."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cast:
+    """The actor, how its weights reach the engine, and what else must be closed after it, by name."""
+
+    actor: Actor
+    weights: WeightSync
+    others: Mapping[str, Closeable] = field(default_factory=dict)
+
+
+def in_this_process(settings: ActorSettings, origin: Origin, seed: int, engine: EmbeddedEngine) -> Cast:
+    """An actor of one rank beside the engine."""
+    groups.join_alone()
+    groups.cut(settings, seed)
+    actor = MegatronActor(settings, origin)
+    return Cast(actor=actor, weights=in_process_sync(actor, engine))
+
+
+def in_process_sync(actor: MegatronActor, engine: EmbeddedEngine) -> InProcessSync:
+    """The actor's parameters into the engine's, by the plan between their layouts."""
+    source = weights.layout(actor.model)
+    target = huggingface_layout(actor.model.architecture.shape)
+    exchange = Exchange(
+        plan=plan(source, target, together(source, target)),
+        sources={0: weights.parameters(actor.model)},
+        targets={0: engine.parameters()},
+        dtype=engine.decoder.dtype,
+    )
+    return InProcessSync(exchange=exchange, serve=engine.serve)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apart:
+    """What it takes to start an actor whose ranks are processes of their own; `start` does it."""
+
+    settings: ActorSettings
+    origin: Origin
+    seed: int
+    cluster: ClusterSettings
+    logs: Path
+
+    def start(self, engine: EmbeddedEngine) -> Cast:
+        """The ranks under Ray, sending to the engine in this process."""
+        try:
+            machines = open_machines(self.cluster.address)
+        except LayoutError as error:
+            raise SpecError(str(error)) from None
+        try:
+            placement = self.place(machines.nodes)
+            order = ActorOrder(
+                settings=self.settings,
+                origin=_absolute(self.origin),
+                seed=self.seed,
+                timeout_s=2 * max(self.cluster.start_s, self.cluster.step_s),
+            )
+            group = start_ranks(machines, placement, order.build, self.cluster, self.logs)
+        except BaseException:
+            machines.close()
+            raise
+        inlet = EmbeddedInlet.of(engine, self._route(engine, None if placement.is_one_machine else group.address))
+        sync = RemoteSync(group=group, inlet=inlet)
+        return Cast(actor=group, weights=sync, others={"inlet": inlet, "cluster": machines})
+
+    def place(self, nodes: tuple[Node, ...]) -> Placement:
+        """Where everything stands; SpecError says what is short."""
+        on_gpu = any(node.gpus for node in nodes)
+        demand = Demand(
+            ranks=self.settings.world,
+            group=self.settings.tp,
+            gpus=int(on_gpu),
+            cpus=self.cluster.cpus_per_rank,
+            engine_gpus=int(on_gpu),
+            placement=self.cluster.placement,
+        )
+        try:
+            return place(demand, nodes)
+        except LayoutError as error:
+            raise SpecError(str(error)) from None
+
+    def _route(self, engine: EmbeddedEngine, meeting: Address | None) -> Route:
+        return Route(
+            shape=describe(weights.read_config(self.origin.folder)).shape,
+            parallel=self.settings,
+            modules="transformer_engine" if has_transformer_engine() else "local",
+            key=f"megatron_rl-{uuid.uuid4().hex}",
+            dtype=engine.decoder.dtype,
+            meeting=meeting,
+            timeout_s=self.cluster.publish_s,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedInlet:
+    """The `Inlet` of an engine in this process."""
+
+    route: Route
+    exchange: Exchange
+    engine: EmbeddedEngine
+
+    @classmethod
+    def of(cls, engine: EmbeddedEngine, route: Route) -> EmbeddedInlet:
+        return cls(route=route, exchange=route.receiving(engine.parameters()), engine=engine)
+
+    def begin(self, version: int) -> Route:
+        return self.route
+
+    def finish(self, version: int) -> SyncReport:
+        return self.exchange.run(version)
+
+    def serve(self, version: int) -> None:
+        self.engine.serve(version)
+
+    def close(self) -> None:
+        """Closes the wire."""
+        if self.exchange.wire is not None:
+            self.exchange.wire.close()
+
+
+def _absolute(origin: Origin) -> Origin:
+    """Ranks have working folders of their own."""
+    reference = origin.reference.resolve() if origin.reference else None
+    return replace(origin, folder=origin.folder.resolve(), reference=reference)

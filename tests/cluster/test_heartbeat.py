@@ -1,0 +1,26 @@
+import os
+import signal
+import threading
+
+from megatron_rl.cluster.heartbeat import Heartbeat
+from tests.cluster.residents import Order
+from tests.cluster.test_worker_group import batch
+
+
+def test_ranks_that_answer_are_left_alone_and_one_that_is_gone_is_told_once(start):
+    group = start()
+    told, heard = [], threading.Event()
+
+    def lost(reason: str) -> None:
+        told.append(reason)
+        heard.set()
+
+    group.watch._heartbeat.close()  # one listener at a time, so that this one is the one that finds out
+    heartbeat = Heartbeat(group.members, 1.0, lost)
+    group.update(batch(), Order("nothing"))
+    assert not heard.wait(3.0)
+    os.kill(group.members[1].pid, signal.SIGKILL)
+    assert heard.wait(30.0)
+    heartbeat.close()
+    assert [reason.split(" (")[0] for reason in told] == ["rank 1"]
+    assert "died" in told[0]

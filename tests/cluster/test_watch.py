@@ -1,0 +1,71 @@
+import os
+import signal
+import time
+
+import pytest
+
+from megatron_rl.cluster.settings import ClusterSettings
+from megatron_rl.cluster.watch import RankFailure
+from tests.cluster.conftest import SETTINGS
+from tests.cluster.residents import Order
+from tests.cluster.test_worker_group import batch
+
+SHORT = ClusterSettings(heartbeat_s=2.0, start_s=120.0, step_s=2.0)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def gone(group) -> bool:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(is_alive(member.pid) for member in group.members):
+        time.sleep(0.05)
+    return not any(is_alive(member.pid) for member in group.members)
+
+
+def test_the_first_failing_rank_s_traceback_stands_last_and_no_rank_is_left(start):
+    group = start()
+    with pytest.raises(RankFailure, match=r"rank 1 \(process .*failed first, in 'update'") as failure:
+        group.update(batch(), Order("raise", rank=1))
+    assert str(failure.value).endswith("ArithmeticError: the sky is green")
+    assert "sky is green" in group.members[1].log.read_text()
+    assert gone(group)
+    group.close()
+
+
+def test_a_rank_that_dies_while_others_wait_for_it_is_named(start):
+    group = start()
+    with pytest.raises(RankFailure, match=r"rank 1 \(process .* died$"):
+        group.update(batch(), Order("die", rank=1, others_wait_s=100.0))
+    assert "Aborted" in group.members[1].log.read_text()
+    assert "in update" in group.members[0].log.read_text()
+    assert gone(group)
+
+
+def test_a_wait_that_takes_too_long_says_which_and_saves_where_every_rank_stands(start):
+    group = start(SHORT)
+    with pytest.raises(RankFailure, match=r"'update' was given 2 s and took longer on rank 1 "):
+        group.update(batch(), Order("sleep", rank=1))
+    assert "in stand_here" in group.members[1].log.read_text()
+    assert gone(group)
+
+
+def test_a_rank_that_hangs_is_missed_by_its_heartbeat(start):
+    group = start()
+    os.kill(group.members[1].pid, signal.SIGSTOP)
+    with pytest.raises(RankFailure, match=r"rank 1 .* missed two heartbeats of 2 s.* the driver waited for 'update'"):
+        group.update(batch(), Order("nothing"))
+    assert "Thread" in group.members[1].log.read_text()
+    assert gone(group)
+
+
+def test_a_driver_that_is_busy_elsewhere_is_interrupted_when_a_rank_is_lost(start):
+    group = start(SETTINGS)
+    os.kill(group.members[0].pid, signal.SIGKILL)
+    with pytest.raises(RankFailure, match=r"rank 0 .* died"):
+        time.sleep(60)
