@@ -45,3 +45,32 @@ def test_rewards_that_are_pure_luck_are_best_foretold_by_the_other_prompts(work)
     (entry,) = baseline_error.measure(bench(work, steps=1, evaluate_every=0), draws, seed=0)
     assert entry["error/JSPO"] < 0.6 * entry["error/RLOO"]
     assert entry["variance/JSPO"] < entry["variance/RLOO"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("claim", sorted(set(bench_algorithms.CLAIMS) - {"jspo"}))
+def test_every_claim_becomes_a_page(claim, work, tmp_path):
+    arguments = [claim, "--seeds", "1", "--quick", "--work", str(work), "--results", str(tmp_path)]
+    assert bench_algorithms.main(arguments) == 0
+    assert f"tools/bench_algorithms.py {claim} --seeds 1" in (tmp_path / claim / "README.md").read_text()
+
+
+def test_what_a_run_spends_is_counted_where_it_is_spent(work):
+    arm = Arm(name="spec", config="spec_rl")
+    result = bench(work, steps=4, evaluate_every=2).results([arm], [0])[0]
+    first, second, third, _ = result.steps
+    assert first["rollouts/generated"] == first["rollouts/trained"] == 8
+    assert first["tokens/generated"] == first["tokens/trained"]
+    assert first.get("tokens/verified", 0) == second.get("tokens/verified", 0) == 0
+    # The third step draws the first epoch's prompts again: their drafts are verified, and what is kept is not written.
+    assert third["tokens/verified"] > 0
+    assert third["tokens/generated"] - second["tokens/generated"] < third["tokens/trained"] - second["tokens/trained"]
+    stages = sum(third[f"processor/{stage}"] for stage in ("generate", "score", "update", "judge", "verify"))
+    assert stages <= third["processor/all"]
+    assert [evaluation["step"] for evaluation in result.evaluations] == [0, 2, 4]
+
+
+def test_a_run_ends_where_its_target_is_reached(work):
+    arm = Arm(name="rloo", config="rloo")
+    result = bench(work, steps=4, evaluate_every=1, target=0.0).results([arm], [0])[0]
+    assert len(result.steps) == 1

@@ -130,7 +130,7 @@ def gradient(actor: MegatronActor, batch: Batch, objective: Objective) -> Tensor
         objective=objective,
         counts=sequences.counts(rows),
         limits=actor.limits,
-        law=actor.law,
+        read=actor.read,
     )
     actor.optimizer.megatron.zero_grad()
     schedule.forward_backward(actor.chunks, share(sequences, rows, actor.limits)[1], step.finish)

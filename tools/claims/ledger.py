@@ -141,9 +141,9 @@ class Ledger:
 
     def evaluation(self, evaluation: Evaluation) -> None:
         accuracy = evaluation.metrics["arithmetic/pass@1"]
-        previous = self.evaluations[-1]["accuracy"] if self.evaluations else 0.0
+        before = [entry["accuracy"] for entry in self.evaluations[-1:]]
         self.evaluations.append({"step": evaluation.step, **self.spent.totals, "accuracy": accuracy})
-        if (accuracy + previous) / 2 >= self.target:
+        if before and (accuracy + before[0]) / 2 >= self.target:
             self.run.schedule = replace(self.run.schedule, steps=self.run.step)
         self.start(evaluation.step, 0)
 

@@ -1,4 +1,4 @@
-"""Claims of the form 'what it takes to reach an accuracy': runs of several arms side by side, their table and figure."""
+"""Claims of the form 'what it takes to reach an accuracy': runs of several arms, their table and figure."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ ASKED = f"""Four rollouts show whether a prompt can teach; only then twenty more
 fewer rollout tokens than RLOO to a target accuracy. Half of the prompts have one step, which the warmed-up model
 solves nearly always, four in ten have 9 to 12 steps, which it nearly never solves, and one in ten has 4 to 8, which it
 can learn; accuracy is that of held-out prompts of 4 to 8 steps, sampled, target {TARGET}. All arms learn from 16
-prompts of 24 rollouts a step with RLOO's advantage at the same learning rate; DAPO is its dynamic sampling, 48 prompts a wave."""
+prompts of 24 rollouts a step with RLOO's advantage at the same learning rate; DAPO is its dynamic sampling, 48
+prompts a wave."""
 
 
 def arms(quick: bool) -> list[Arm]:
@@ -43,3 +44,35 @@ def arms(quick: bool) -> list[Arm]:
             changes=(f"sampler={{screening: {{prompts: {prompts}, {screening}}}}}",),
         ),
     ]
+
+
+def page(work: Path, seeds: Sequence[int], quick: bool) -> Page:
+    count = 4 if quick else 400
+    task = Task(
+        train=(
+            Levels(easiest=1, hardest=1, count=5 * count),
+            Levels(easiest=4, hardest=8, count=count),
+            Levels(easiest=9, hardest=12, count=4 * count),
+        ),
+        held_out=(Levels(easiest=4, hardest=8, count=2 if quick else 128),),
+        max_tokens=64,
+        warm_up=3 if quick else 1500,
+    )
+    protocol = Protocol(
+        steps=2 if quick else 80,
+        evaluate_every=1 if quick else 5,
+        target=TARGET,
+        kept=("screen/accepted_share", "keep_mixed/kept_share"),
+        changes=("actor.update.steps=1", "actor.optimizer.learning_rate.peak=3e-4", OBJECTIVE),
+    )
+    results = Bench(work=work, claim="speed", task=task, protocol=protocol).results(arms(quick), seeds)
+    race = Race(results=results, arms=arms(quick), baseline="RLOO", target=TARGET, prices=PRICES)
+    return Page(
+        title="SPEED-RL: screen first, then continue",
+        asked=ASKED,
+        found=[race.said("SPEED", "rollout tokens", 2.0), race.said("DAPO", "rollout tokens", 1.0)],
+        table=race.table(),
+        runs=race.runs(),
+        figure=race.figure("rollout tokens", unit=1000),
+        command=f"tools/bench_algorithms.py speed --seeds {len(seeds)}",
+    )

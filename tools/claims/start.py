@@ -1,7 +1,8 @@
 """The start that every measured run shares: a tiny model, warmed up on chained arithmetic, made once per seed.
 
-Demonstrations always think. Those of one and two steps hardly ever slip; in longer ones a step goes wrong with
-probability 0.2. So the model can do all, and does the short ones nearly always and the long ones seldom.
+Demonstrations always think, first without a slip; then, for the last quarter of the time, each step goes wrong with
+probability 0.25 where there are more than two. So the model can do all, and does the short ones nearly always and the
+long ones seldom.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from megatron_rl.data.tiny_model import tiny_tokenizer, write_tiny_model
 from megatron_rl.objectives.likelihood import Likelihood
 
 DEMONSTRATIONS, ROWS = 20_000, 32
-MASTERED = 2
-"""Up to this level demonstrations hardly slip."""
-SLIP_MASTERED, SLIP = 0.01, 0.2
+CLEAN = 0.75
+"""Share of the warm-up in which no demonstration slips."""
+MASTERED, SLIP = 2, 0.25
+"""Up to this level demonstrations never slip; afterwards each step does with this probability."""
 DEMONSTRATED = 1_000_003
 """Added to the seed of the demonstrations' problems, so that no pool of prompts shares its seed with them."""
 
@@ -58,7 +60,7 @@ class WarmStart:
         actor = MegatronActor(self._settings, Origin(folder=fresh))
         tokenizer, rng = tiny_tokenizer(), np.random.default_rng(self.seed)
         for step in range(self.steps):
-            update = actor.update(_lesson(problems, tokenizer, rng), Likelihood())
+            update = actor.update(_lesson(problems, tokenizer, rng, step >= CLEAN * self.steps), Likelihood())
             if (step + 1) % 250 == 0:
                 print(f"warm start {self.seed}: step {step + 1}/{self.steps}, loss {update.metrics['loss']:.3f}")
         weights.export(actor.model, folder / "model", like=fresh)
@@ -74,9 +76,9 @@ class WarmStart:
         )
 
 
-def _lesson(problems: list[Problem], tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator) -> Batch:
+def _lesson(problems: list[Problem], tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, late: bool) -> Batch:
     picked = [problems[place] for place in rng.integers(len(problems), size=ROWS)]
-    slips = [SLIP_MASTERED if problem.level <= MASTERED else SLIP for problem in picked]
+    slips = [SLIP if late and problem.level > MASTERED else 0.0 for problem in picked]
     texts = [demonstration(problem, rng, slip=slip) for problem, slip in zip(picked, slips, strict=True)]
     responses = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return Batch.of(
