@@ -23,7 +23,9 @@ from megatron_rl.spec.describe import as_yaml
 from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError
 
-MAY_CHANGE = ("schedule.", "telemetry.", "evaluation.", "run.folder")
+CUT = tuple(f"actor.{name}" for name in ("tp", "pp", "vpp", "dp", "ep", "sequence_parallel", "stage_layers"))
+"""How the actor is cut over ranks: parameters and moments are the same at any other, last bits of a step are not."""
+MAY_CHANGE = ("schedule.", "telemetry.", "evaluation.", "run.folder", "cluster.", *CUT)
 """Keys that a resumed run may have otherwise than when it began."""
 
 

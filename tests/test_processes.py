@@ -160,7 +160,7 @@ def started(config: Path, runs: Path, *settings: str) -> subprocess.Popen:
 
 def ended(process: subprocess.Popen, family: list[psutil.Process]) -> list[psutil.Process]:
     process.communicate(timeout=120)
-    return psutil.wait_procs(family, timeout=30)[1]
+    return psutil.wait_procs(family, timeout=90)[1]
 
 
 def test_a_run_told_to_stop_saves_and_leaves_no_process_behind(config, tmp_path):

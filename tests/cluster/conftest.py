@@ -11,7 +11,7 @@ from megatron_rl.cluster.settings import ClusterSettings
 from tests.cluster.residents import Echo
 from tests.cluster.two_nodes import address
 
-SETTINGS = ClusterSettings(heartbeat_s=2.0, start_s=120.0, step_s=60.0, publish_s=60.0)
+SETTINGS = ClusterSettings(heartbeat_s=10.0, start_s=120.0, step_s=60.0, publish_s=60.0)
 
 
 @pytest.fixture(scope="session")

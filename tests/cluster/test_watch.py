@@ -6,11 +6,11 @@ import pytest
 
 from megatron_rl.cluster.settings import ClusterSettings
 from megatron_rl.cluster.watch import RankFailure
-from tests.cluster.conftest import SETTINGS
 from tests.cluster.residents import Order
 from tests.cluster.test_worker_group import batch
 
-SHORT = ClusterSettings(heartbeat_s=2.0, start_s=120.0, step_s=2.0)
+SHORT = ClusterSettings(start_s=120.0, step_s=2.0)
+QUICK = ClusterSettings(heartbeat_s=2.0, start_s=120.0, step_s=60.0)
 
 
 def is_alive(pid: int) -> bool:
@@ -56,7 +56,7 @@ def test_a_wait_that_takes_too_long_says_which_and_saves_where_every_rank_stands
 
 
 def test_a_rank_that_hangs_is_missed_by_its_heartbeat(start):
-    group = start()
+    group = start(QUICK)
     os.kill(group.members[1].pid, signal.SIGSTOP)
     with pytest.raises(RankFailure, match=r"rank 1 .* missed two heartbeats of 2 s.* the driver waited for 'update'"):
         group.update(batch(), Order("nothing"))
@@ -65,7 +65,7 @@ def test_a_rank_that_hangs_is_missed_by_its_heartbeat(start):
 
 
 def test_a_driver_that_is_busy_elsewhere_is_interrupted_when_a_rank_is_lost(start):
-    group = start(SETTINGS)
+    group = start(QUICK)
     os.kill(group.members[0].pid, signal.SIGKILL)
     with pytest.raises(RankFailure, match=r"rank 0 .* died"):
         time.sleep(60)
