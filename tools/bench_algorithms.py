@@ -19,9 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 
 import torch
 
-from tools.claims import jspo, pspo, spec_rl, speed
+from tools.claims import a_star_po, jspo, pspo, spec_rl, speed
 
-CLAIMS = {"jspo": jspo.page, "spec_rl": spec_rl.page, "speed": speed.page, "pspo": pspo.page}
+CLAIMS = {
+    "jspo": jspo.page,
+    "spec_rl": spec_rl.page,
+    "speed": speed.page,
+    "pspo": pspo.page,
+    "a_star_po": a_star_po.page,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,14 +20,13 @@ from megatron_rl.actor.sequences import Sequences
 from megatron_rl.assemble import assemble, close
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import BASELINE, OLD_LOGPROBS, PROMPT_ID, REWARD, SLOT
-from megatron_rl.evaluate import HeldOut
 from megatron_rl.loop import Run
 from megatron_rl.ports import Objective, Stage
 from megatron_rl.stages.advantage import Advantage
 from megatron_rl.stages.leave_one_out_baseline import LeaveOneOutBaseline
 from megatron_rl.stages.shrinkage_baseline import ShrinkageBaseline
 from tools.claims.start import WarmStart
-from tools.claims.trial import Arm, Bench
+from tools.claims.trial import Arm, Bench, answers
 
 METHODS: dict[str, Stage] = {"RLOO": LeaveOneOutBaseline(), "JSPO": ShrinkageBaseline()}
 ARM = Arm(name="JSPO", config="jspo", changes=("sampler.uniform.prompts=4", "actor.update.steps=1"))
@@ -55,25 +54,12 @@ def measure(bench: Bench, draws: Draws, seed: int) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as scratch:
         run = assemble(bench.spec(ARM, seed, model, Path(scratch)))
         try:
+            run.machines["engine"].progress = None  # type: ignore[attr-defined]  # the embedded engine's
             run.weights.publish(0)
-            rollouts = _answers(run, draws.truth + draws.pool)
+            rollouts = answers(run, draws.truth + draws.pool)
             return [{"size": size, "seed": seed} | _compare(run, rollouts, draws, size) for size in draws.sizes]
         finally:
             close(run, "finished")
-
-
-def _answers(run: Run, samples: int) -> Batch:
-    machines = run.machines
-    machines["engine"].progress = None  # type: ignore[attr-defined]  # the embedded engine's
-    asked = HeldOut(
-        prompts=machines["prompts"],  # type: ignore[arg-type]
-        engine=machines["engine"],  # type: ignore[arg-type]
-        judge=machines["judge"],  # type: ignore[arg-type]
-        samples=samples,
-        sampling=machines["engine"].sampling,  # type: ignore[attr-defined]
-        seed=run.seed,
-    )
-    return asked.answer()
 
 
 def _compare(run: Run, rollouts: Batch, draws: Draws, size: int) -> dict[str, float]:

@@ -19,13 +19,18 @@ from megatron_rl.batch.ragged import Ragged
 from megatron_rl.loop import Run
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ports import Actor, Evaluation, Judge, Objective, Policy, RolloutEngine, StepRecord, Update
+from tools.claims.apart import forget_peak, resident_mib
 
 
 @dataclass(kw_only=True)
 class Spending:
-    """Running totals: `tokens/…`, `rollouts/…`, and for each stage `processor/…` and `clock/…` seconds."""
+    """Running totals: `tokens/…`, `rollouts/…`, and for each stage `processor/…` and `clock/…` seconds.
+
+    `memory/peak` is the most MiB that learning and scoring took, above what the process had before.
+    """
 
     totals: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    before_mib: float = field(default_factory=resident_mib)
 
     @contextmanager
     def on(self, stage: str) -> Iterator[None]:
@@ -33,6 +38,14 @@ class Spending:
         yield
         self.totals[f"processor/{stage}"] += time.process_time() - processor
         self.totals[f"clock/{stage}"] += time.perf_counter() - clock
+
+    @contextmanager
+    def on_learning(self, stage: str) -> Iterator[None]:
+        forget_peak()
+        with self.on(stage):
+            yield
+        taken = resident_mib("VmHWM") - self.before_mib
+        self.totals["memory/peak"] = max(self.totals["memory/peak"], taken)
 
 
 @dataclass(kw_only=True)
@@ -76,14 +89,14 @@ class MeteredActor:
     spent: Spending
 
     def update(self, batch: Batch, objective: Objective) -> Update:
-        with self.spent.on("update"):
+        with self.spent.on_learning("update"):
             update = self.actor.update(batch, objective)
         self.spent.totals["tokens/trained"] += len(batch.ragged(TOKENS).values)
         self.spent.totals["rollouts/trained"] += len(batch)
         return update
 
     def score(self, batch: Batch, policy: Policy = "current") -> Ragged:
-        with self.spent.on("score"):
+        with self.spent.on_learning("score"):
             scored = self.actor.score(batch, policy)
         self.spent.totals["tokens/scored"] += len(scored.values)
         return scored

@@ -9,7 +9,7 @@ from tools.claims.page import Page, spread
 from tools.claims.race import Race
 from tools.claims.trial import Arm, Bench, Levels, Protocol, Task
 
-OBJECTIVE = "objective={clipped: {low: 0.2, high: 0.28}}"
+OBJECTIVE = "objective={clipped: {low: 0.2, high: 0.28, kl: 0.0, aggregation: token-mean}}"
 TARGET = 0.5
 EFFECTIVE = "prioritised/effective_prompts"
 PRICES = {"steps": ("step",), "rollout tokens": ("tokens/generated",), "seconds": ("processor/all",)}

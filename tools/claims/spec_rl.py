@@ -13,10 +13,9 @@ from tools.claims.trial import Arm, Bench, Levels, Protocol, Result, Task
 EPOCHS, STEPS_AN_EPOCH, PROMPTS = 6, 16, 32
 LENIENCES = {"1": 0.0, "e^0.2": 0.2, "e^0.5": 0.5, "e^1": 1.0}
 HEADLINE = "SPEC-RL, lenience e^0.5"
-OBJECTIVE = "objective={clipped: {low: 0.2, high: 0.2, kl: 0.0001, kl_estimator: k3}}"
 ASKED = """A draft from the last epoch is verified in one forward pass and kept up to the first rejected token, so
 fewer tokens have to be decoded. Headline: at lenience e^0.5 at least twice fewer decoded tokens than GRPO from the
-second epoch on, with the accuracy within noise. Every arm is GRPO on the same {prompts} prompts, {epochs} epochs of
+second epoch on, with the accuracy within noise. Every arm is the GRPO of configs/spec_rl.yaml on the same {prompts} prompts, {epochs} epochs of
 {steps} steps; decoded tokens are those the engine wrote, verified ones are those it scored. Rollout seconds are those
 of generation and verification together."""
 
@@ -26,14 +25,11 @@ def arms() -> list[Arm]:
         Arm(
             name=f"SPEC-RL, lenience {name}",
             config="spec_rl",
-            changes=(
-                f"collect=[{{drafts.reuse: {{log_lenience: {value}}}}}, generate, drafts.remember, judge]",
-                OBJECTIVE,
-            ),
+            changes=(f"collect=[{{drafts.reuse: {{log_lenience: {value}}}}}, generate, drafts.remember, judge]",),
         )
         for name, value in LENIENCES.items()
     ]
-    return [Arm(name="GRPO", config="grpo", changes=(OBJECTIVE,)), *reusing]
+    return [Arm(name="GRPO", config="spec_rl", changes=("collect=[generate, judge]",)), *reusing]
 
 
 def page(work: Path, seeds: Sequence[int], quick: bool) -> Page:

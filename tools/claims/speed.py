@@ -9,7 +9,7 @@ from tools.claims.page import Page
 from tools.claims.race import Race
 from tools.claims.trial import Arm, Bench, Levels, Protocol, Task
 
-OBJECTIVE = "objective={clipped: {low: 0.2, high: 0.2}}"
+OBJECTIVE = "objective={clipped: {low: 0.2, high: 0.2, dual_clip: 10.0}}"
 TARGET = 0.5
 PRICES = {
     "steps": ("step",),

@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_rl import loop
-from megatron_rl.assemble import assemble, close
+from megatron_rl.assemble import assemble, close, value_fingerprint
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import PROMPT_ID, REWARD, TOKENS
 from megatron_rl.data.arithmetic import Arithmetic
 from megatron_rl.data.prompt_file import write_prompts
-from megatron_rl.launch import values
+from megatron_rl.data.values import write_values
+from megatron_rl.evaluate import HeldOut
 from megatron_rl.spec.load import SHIPPED, load
 from megatron_rl.spec.run import RunSpec
+from tools.claims.apart import apart
 from tools.claims.kept import kept
 from tools.claims.ledger import Ledger, MeteredActor, MeteredEngine, MeteredJudge, Spending
 from tools.claims.start import WarmStart
@@ -82,6 +86,8 @@ class Protocol:
     """Metrics of each step that are kept beside what it spent."""
     changes: tuple[str, ...] = ()
     """Overrides that all arms share."""
+    apart: bool = False
+    """Each run in a process of its own, for its peak memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +115,11 @@ class Bench:
 
     def _result(self, arm: Arm, seed: int) -> Result:
         identity = repr((arm, seed, self.task, self.protocol))
-        found = kept(self.work / f"{self.claim}.jsonl", identity, lambda: vars(self.run(arm, seed)))
-        result = Result(**found)
+
+        def make() -> dict[str, object]:
+            return apart(lambda: vars(self.run(arm, seed))) if self.protocol.apart else vars(self.run(arm, seed))
+
+        result = Result(**kept(self.work / f"{self.claim}.jsonl", identity, make))
         print(f"{self.claim}: {arm.name} seed {seed}: {_said(result)}", flush=True)
         return result
 
@@ -119,8 +128,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as scratch:
             spec, spent = self.spec(arm, seed, model, Path(scratch)), Spending()
             if arm.value_samples:
-                with spent.on("values"):
-                    values(spec, arm.value_samples, Path(scratch) / "values.parquet")
+                _values(spec, arm.value_samples, spent)
             run = assemble(spec)
             try:
                 return self._train(run, spent, arm, seed)
@@ -156,6 +164,37 @@ class Bench:
         ledger.start(0, protocol.steps)
         loop.train(run)
         return Result(arm=arm.name, seed=seed, steps=ledger.steps, evaluations=ledger.evaluations)
+
+
+def answers(run: loop.Run, samples: int) -> Batch:
+    """`samples` judged rollouts of every training prompt, by the weights that the engine has."""
+    machines = run.machines
+    asked = HeldOut(
+        prompts=machines["prompts"],  # type: ignore[arg-type]
+        engine=machines["engine"],  # type: ignore[arg-type]
+        judge=machines["judge"],  # type: ignore[arg-type]
+        samples=samples,
+        sampling=machines["engine"].sampling,  # type: ignore[attr-defined]
+        seed=run.seed,
+    )
+    return asked.answer()
+
+
+def _values(spec: RunSpec, samples: int, spent: Spending) -> None:
+    """`megatron-rl values`, counted."""
+    run = assemble(spec, is_value_run=True)
+    try:
+        run.machines["engine"].progress = None  # type: ignore[attr-defined]  # the embedded engine's
+        run.weights.publish(0)
+        with spent.on("values"):
+            judged = answers(run, samples)
+        spent.totals["tokens/values"] += len(judged.ragged(TOKENS).values)
+        rewards: dict[str, list[float]] = {}
+        for name, reward in zip(judged.strings(PROMPT_ID), judged.numbers(REWARD).tolist(), strict=True):
+            rewards.setdefault(name, []).append(reward)
+        write_values(Path(str(spec.settings["data"].values["values"])), rewards, value_fingerprint(spec))
+    finally:
+        close(run, "finished")
 
 
 def metered(machines: Mapping[str, object], spent: Spending) -> dict[str, object]:
