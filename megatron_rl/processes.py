@@ -21,7 +21,7 @@ from megatron_rl.cluster.rank import Address
 from megatron_rl.cluster.remote_sync import RemoteSync
 from megatron_rl.cluster.route import Route
 from megatron_rl.cluster.settings import ClusterSettings
-from megatron_rl.ports import Actor, WeightSync
+from megatron_rl.ports import Actor, Critic, WeightSync
 from megatron_rl.reshard.engines import huggingface_layout
 from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.reshard.placement import together
@@ -44,6 +44,7 @@ class Cast:
 
     actor: Actor
     weights: WeightSync
+    critic: Critic | None = None
     others: Mapping[str, Closeable] = field(default_factory=dict)
 
 
@@ -52,7 +53,7 @@ def in_this_process(settings: ActorSettings, origin: Origin, seed: int, engine: 
     groups.join_alone()
     groups.cut(settings, seed)
     actor = MegatronActor(settings, origin)
-    return Cast(actor=actor, weights=in_process_sync(actor, engine))
+    return Cast(actor=actor, weights=in_process_sync(actor, engine), critic=actor.critic)
 
 
 def in_process_sync(actor: MegatronActor, engine: EmbeddedEngine) -> InProcessSync:
@@ -65,7 +66,7 @@ def in_process_sync(actor: MegatronActor, engine: EmbeddedEngine) -> InProcessSy
         targets={0: engine.parameters()},
         dtype=engine.decoder.dtype,
     )
-    return InProcessSync(exchange=exchange, serve=engine.serve)
+    return InProcessSync(exchange=exchange, serve=engine.serve, withhold=engine.withhold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,8 @@ class Apart:
             raise
         inlet = EmbeddedInlet.of(engine, self._route(engine, None if placement.is_one_machine else group.address))
         sync = RemoteSync(group=group, inlet=inlet)
-        return Cast(actor=group, weights=sync, others={"inlet": inlet, "cluster": machines})
+        critic = group.critic if self.origin.critic else None
+        return Cast(actor=group, weights=sync, critic=critic, others={"inlet": inlet, "cluster": machines})
 
     def place(self, nodes: tuple[Node, ...]) -> Placement:
         """Where everything stands; SpecError says what is short."""
@@ -141,6 +143,7 @@ class EmbeddedInlet:
         return cls(route=route, exchange=route.receiving(engine.parameters()), engine=engine)
 
     def begin(self, version: int) -> Route:
+        self.engine.withhold()
         return self.route
 
     def finish(self, version: int) -> SyncReport:

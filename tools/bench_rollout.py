@@ -56,6 +56,7 @@ def open_engine(folder: Path, longest: int) -> EmbeddedEngine:
     vocabulary = Vocabulary(decode=lambda tokens: "", end=())  # noqa: ARG005  # nothing is read here
     engine = Embedded().open(blueprint, vocabulary, SamplingSettings(max_tokens=longest), torch.float32)
     engine.load(folder)
+    engine.serve(0)
     return engine
 
 

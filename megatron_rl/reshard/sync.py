@@ -15,9 +15,12 @@ class InProcessSync:
     exchange: Exchange
     serve: Callable[[int], None]
     """Tells the engine that its weights are now those of this version; caches of older ones end here."""
+    withhold: Callable[[], None]
+    """Tells it that they are no whole version, which they are not until all have arrived."""
     reports: list[SyncReport] = field(default_factory=list)
 
     def publish(self, version: int) -> int:
+        self.withhold()
         self.reports = [self.exchange.run(version)]
         self.serve(version)
         return version

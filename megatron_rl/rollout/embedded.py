@@ -28,7 +28,7 @@ from megatron_rl.rollout.hf_folder import read_weights
 from megatron_rl.rollout.settings import SamplingSettings
 from megatron_rl.rollout.shift import Shift, fits
 from megatron_rl.rollout.vocabulary import Vocabulary
-from megatron_rl.rollout.writing import Request, read_requests
+from megatron_rl.rollout.writing import Request, read_requests, refuse_unknown, returned
 
 Progress = Callable[[int, int, int], None]
 """Told requests done, requests asked for, tokens written."""
@@ -83,27 +83,41 @@ class EmbeddedEngine:
         """The weights now are this version. No cache outlives a call, so nothing stale can be served."""
         self.version = version
 
+    def withhold(self) -> None:
+        """The weights are about to change, and until `serve` they are no version."""
+        self.version = -1
+
     def load(self, folder: Path) -> None:
         """Fills the weights from a Hugging Face folder."""
+        self.withhold()
         read_weights(folder, self.blueprint.shape, self.parameters())
 
     @torch.no_grad()
     def generate(self, batch: Batch, sampling: Sampling | None = None) -> Batch:
         """A response for every row."""
+        self._check_weights()
         law = sampling or self.sampling
         requests = read_requests(batch, self.max_tokens, self.blueprint.context)
+        refuse_unknown(requests, self.blueprint.shape.vocabulary)
         self._write(requests, law)
-        rollouts = self._returned(batch, requests)
+        rollouts = returned(batch, requests, self.version, self.vocabulary)
         if PREFIX in batch and PREFIX_LOGPROBS not in batch and len(batch):
             return rollouts.with_columns(sampler_logprobs=self._score(rollouts, law))
         return rollouts
 
     def score(self, batch: Batch) -> Ragged:
         """Log-probability of each response token, under the law tokens are drawn from."""
+        self._check_weights()
         return self._score(batch, self.sampling)
 
     def close(self) -> None:
         self.progress = None
+
+    def _check_weights(self) -> None:
+        if self.version < 0:
+            raise RuntimeError(
+                "the engine has no whole version of the weights; publish one before asking for rollouts."
+            )
 
     def _write(self, requests: list[Request], law: Sampling) -> None:
         waiting = [request for request in requests if not request.finish]
@@ -133,23 +147,6 @@ class EmbeddedEngine:
         if self.progress is not None:
             done = sum(1 for request in requests if request.finish)
             self.progress(done, len(requests), sum(len(request.tokens) for request in requests))
-
-    def _returned(self, batch: Batch, requests: list[Request]) -> Batch:
-        for request in requests:
-            if request.error:
-                request.tokens, request.logprobs = [], []
-        tokens = Ragged.of([request.tokens for request in requests], dtype=torch.int32)
-        return batch.with_columns(
-            tokens=tokens,
-            sampler_logprobs=Ragged.of([request.logprobs for request in requests], dtype=torch.float32),
-            loss_mask=Ragged(torch.ones_like(tokens.values), tokens.offsets),
-            token_versions=Ragged(torch.full_like(tokens.values, self.version), tokens.offsets),
-            finish=[request.finish for request in requests],
-            status=["failed" if request.error else "ok" for request in requests],
-            error=[request.error for request in requests],
-            version=[self.version] * len(requests),
-            response_text=[self.vocabulary.decode(request.tokens) for request in requests],
-        )
 
     @torch.no_grad()
     def _score(self, batch: Batch, law: Sampling) -> Ragged:

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import BUDGET, PREFIX, PREFIX_LOGPROBS, PROMPT_TOKENS, SEED
+from megatron_rl.batch.ragged import Ragged
 from megatron_rl.ops.logprobs import Sampling, sampling_logprobs
 from megatron_rl.ops.noise import uniforms
+from megatron_rl.rollout.vocabulary import Vocabulary
 
 
 @dataclass(kw_only=True)
@@ -63,6 +65,34 @@ def read_requests(batch: Batch, max_tokens: int, context: int) -> list[Request]:
 def _known(logprobs: Tensor | None, length: int) -> list[float]:
     """Log-probabilities of the prefix; a prefix that came without any has none to tell."""
     return [float("nan")] * length if logprobs is None else logprobs.tolist()
+
+
+def refuse_unknown(requests: Sequence[Request], vocabulary: int) -> None:
+    """Ends the requests that hold a token which the model has not."""
+    for request in requests:
+        unknown = [token for token in request.context if not 0 <= token < vocabulary]
+        if unknown and not request.error:
+            request.finish = "abort"
+            request.error = f"token {unknown[0]} is none of the model's {vocabulary}"
+
+
+def returned(batch: Batch, requests: Sequence[Request], version: int, vocabulary: Vocabulary) -> Batch:
+    """The batch with what became of each row, written by this version of the policy."""
+    for request in requests:
+        if request.error:
+            request.tokens, request.logprobs = [], []
+    tokens = Ragged.of([request.tokens for request in requests], dtype=torch.int32)
+    return batch.with_columns(
+        tokens=tokens,
+        sampler_logprobs=Ragged.of([request.logprobs for request in requests], dtype=torch.float32),
+        loss_mask=Ragged(torch.ones_like(tokens.values), tokens.offsets),
+        token_versions=Ragged(torch.full_like(tokens.values, version), tokens.offsets),
+        finish=[request.finish for request in requests],
+        status=["failed" if request.error else "ok" for request in requests],
+        error=[request.error for request in requests],
+        version=[version] * len(requests),
+        response_text=[vocabulary.decode(request.tokens) for request in requests],
+    )
 
 
 @dataclass(kw_only=True)

@@ -2,9 +2,11 @@ import math
 
 import torch
 
+from megatron_rl.batch.columns import ERROR, RESPONSE_TEXT, SAMPLER_LOGPROBS, STATUS, TOKEN_VERSIONS, TOKENS
 from megatron_rl.ops.logprobs import Sampling
-from megatron_rl.rollout.writing import draw, read_requests
-from tests.rollout.opening import asked
+from megatron_rl.rollout.vocabulary import Vocabulary
+from megatron_rl.rollout.writing import draw, read_requests, refuse_unknown, returned
+from tests.rollout.opening import asked, words
 
 
 def test_requests_know_what_they_start_from_and_how_far_they_may_go():
@@ -19,6 +21,29 @@ def test_requests_know_what_they_start_from_and_how_far_they_may_go():
 def test_a_prefix_without_log_probabilities_has_none_to_tell():
     (request,) = read_requests(asked([[5]], prefixes=[[1, 2]]), max_tokens=9, context=10)
     assert all(math.isnan(value) for value in request.logprobs)
+
+
+def test_a_request_with_a_token_that_the_model_has_not_is_refused():
+    requests = read_requests(asked([[5, 6], [7, 50], [8]], prefixes=[[], [], [-1]]), max_tokens=9, context=10)
+    refuse_unknown(requests, vocabulary=50)
+    assert [request.finish for request in requests] == ["", "abort", "abort"]
+    assert [request.error for request in requests[1:]] == [
+        "token 50 is none of the model's 50",
+        "token -1 is none of the model's 50",
+    ]
+
+
+def test_a_failed_request_comes_back_without_tokens_and_with_its_reason():
+    batch = asked([[5], [6]])
+    requests = read_requests(batch, max_tokens=9, context=10)
+    for request in requests:
+        request.tokens, request.logprobs, request.finish = [3, 4], [-0.5, -0.5], "stop"
+    requests[1].error = "it broke"
+    rollouts = returned(batch, requests, 7, Vocabulary(decode=words, end=()))
+    assert rollouts[TOKENS].length_B.tolist() == rollouts[SAMPLER_LOGPROBS].length_B.tolist() == [2, 0]
+    assert (rollouts[STATUS], rollouts[ERROR]) == (["ok", "failed"], ["", "it broke"])
+    assert rollouts[RESPONSE_TEXT] == ["<3><4>", ""]
+    assert rollouts[TOKEN_VERSIONS].values.tolist() == [7, 7]
 
 
 def test_a_draw_depends_on_its_seed_and_place_alone():
