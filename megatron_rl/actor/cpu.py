@@ -80,6 +80,9 @@ def _answer_for_megatron() -> None:
     random: Any = importlib.import_module("megatron.core.tensor_parallel.random")
     random._get_cuda_rng_state = _random_state
     random._set_cuda_rng_state = _set_random_state
+    # The numbers of tokens that experts are sent become plain numbers on their way off the GPU.
+    dispatcher: Any = importlib.import_module("megatron.core.transformer.moe.token_dispatcher")
+    dispatcher.maybe_move_tensor_to_cpu = _off_the_gpu
     literal_as_cpu = _torch_reading_cuda_as_cpu()
     for name in LITERAL_CUDA:
         module: Any = importlib.import_module(name)
@@ -137,6 +140,10 @@ def _set_random_state(state: torch.Tensor, *_args: object, **_kwargs: object) ->
 @contextlib.contextmanager
 def _in_stream(_stream: object) -> Iterator[None]:
     yield
+
+
+def _off_the_gpu(value: Any, as_numpy: bool = False, **_kwargs: object) -> Any:  # noqa: ANN401
+    return value.numpy() if as_numpy and torch.is_tensor(value) else value
 
 
 def _nothing(*_args: object, **_kwargs: object) -> None:

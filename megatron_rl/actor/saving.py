@@ -11,10 +11,11 @@ from pathlib import Path
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
-from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
 
 from megatron_rl.actor import trust
+from megatron_rl.reshard.layout import LayoutError
 
 FORMAT = {
     # Moments in the model's shapes: only this form can be read at another tensor, pipeline and data parallel size.
@@ -36,7 +37,8 @@ def save(
         folder.mkdir(parents=True)
         write_progress(folder, progress)
     dist.barrier()
-    dist_checkpointing.save(_state(chunks, optimizer, is_loading=False), str(folder), content_metadata=dict(FORMAT))
+    content = {**FORMAT, "optimizers": _optimizers(optimizer)}
+    dist_checkpointing.save(_state(chunks, optimizer, is_loading=False), str(folder), content_metadata=content)
     dist.barrier()
 
 
@@ -48,6 +50,11 @@ def load(folder: Path, chunks: Sequence[MegatronModule], optimizer: MegatronOpti
     trust.check(folder)
     content = dist_checkpointing.load_content_metadata(str(folder)) or {}
     has_moments = not content.get("weights_only", False)
+    if has_moments and content.get("optimizers", 1) != _optimizers(optimizer):
+        raise LayoutError(
+            f"{folder} was saved with experts {'dealt' if _optimizers(optimizer) == 1 else 'not dealt'} over ranks, "
+            "and their moments are kept apart only where they are; choose actor.ep above 1 in both runs, or in neither."
+        )
     asked = _state(chunks, optimizer, is_loading=True) if has_moments else _weights(chunks)
     state = dist_checkpointing.load(asked, str(folder))
     for number in range(len(chunks)):
@@ -79,6 +86,11 @@ def _weights(chunks: Sequence[MegatronModule]) -> ShardedStateDict:
 def _metadata() -> dict[str, object]:
     # Which replica writes is told by this group; Megatron would otherwise note it in the dictionary it is given.
     return {**FORMAT, "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+
+
+def _optimizers(optimizer: MegatronOptimizer) -> int:
+    """Megatron gives experts that are dealt over ranks an optimizer of their own."""
+    return len(optimizer.chained_optimizers) if isinstance(optimizer, ChainedOptimizer) else 1
 
 
 def _part(number: int) -> str:

@@ -61,7 +61,9 @@ class ModelShape:
         layers, hidden, heads = (
             _whole(hf_config, key) for key in ("num_hidden_layers", "hidden_size", "num_attention_heads")
         )
-        experts = _whole(hf_config, "num_experts", 0) if FAMILIES[str(family)].sparse else 0
+        # transformers 5 writes the number of experts under another name than the published files.
+        named = "num_experts" if "num_experts" in hf_config else "num_local_experts"
+        experts = _whole(hf_config, named) if FAMILIES[str(family)].sparse else 0
         return ModelShape(
             family=str(family),
             layers=layers,

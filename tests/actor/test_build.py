@@ -87,6 +87,21 @@ def test_packed_logits_are_those_of_transformers_one_by_one(checkpoints, family,
     compare(checkpoints[family], {"tp": tp, "pp": pp})
 
 
+@pytest.fixture(scope="module")
+def mixtures(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
+    folder = tmp_path_factory.mktemp("mixtures")
+    return [checkpoint(folder / str(weighed), "qwen3_moe", norm_topk_prob=weighed) for weighed in (False, True)]
+
+
+@pytest.mark.parametrize("cut", [{"tp": tp, "ep": ep, "dp": ep // tp or 1} for tp in (1, 2) for ep in (1, 2)], ids=str)
+def test_experts_give_the_logits_of_transformers_however_they_are_dealt_and_cut(mixtures, cut):
+    compare(mixtures, cut)
+
+
+def test_experts_hold_over_pipeline_stages(mixtures):
+    compare(mixtures, {"pp": 2, "dp": 2, "ep": 2})
+
+
 def test_logits_hold_without_sequence_parallelism(checkpoints):
     compare(checkpoints["qwen3"], {"tp": 2, "sequence_parallel": False})
 

@@ -47,6 +47,19 @@ def test_untied_interleaved_models_travel_too(tmp_path):
     assert_same(tmp_path / "home", tmp_path / "away")
 
 
+def test_experts_travel_too_where_they_are_dealt_before_and_after(tmp_path):
+    folder = tiny_folder(tmp_path / "model", "qwen3_moe")
+    run(save_fresh, {"dp": 2, "ep": 2}, folder=folder, to=tmp_path / "home")
+    for away in ({"tp": 2, "ep": 2}, {"pp": 2, "dp": 2, "ep": 2}, {"dp": 4, "ep": 4}):
+        to = tmp_path / str(away)
+        run(pass_on, away, folder=folder, at=tmp_path / "home", to=to)
+        assert_same(tmp_path / "home", to)
+    with pytest.raises(
+        ranks.RankFailure, match=r"saved with experts dealt over ranks.*choose actor\.ep above 1 in both"
+    ):
+        run(pass_on, {"tp": 2}, folder=folder, at=tmp_path / "home", to=tmp_path / "refused")
+
+
 def test_steps_after_a_load_are_those_that_would_have_come(saved, tmp_path):
     root, folder = saved
     run(save_fresh, HOME, folder=folder, to=tmp_path / "straight", steps=8)

@@ -16,7 +16,7 @@ from megatron_rl.actor.precision import Precision
 from megatron_rl.actor.weights import export, layout, load, parameters, read_config
 from megatron_rl.spec.schema import SpecError
 from tests import ranks
-from tests.fakes.tiny_models import FAMILIES, tiny_folder
+from tests.fakes.tiny_models import FAMILIES, MIXTURES, tiny_folder
 
 SHARD_BYTES = 60_000
 """Small enough that a tiny model is written as several files with an index."""
@@ -46,7 +46,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             tie_word_embeddings=tied,
             num_hidden_layers=4,
         )
-        for family, tied in product(FAMILIES, (False, True))
+        for family, tied in product((*FAMILIES, *MIXTURES), (False, True))
     ]
 
 
@@ -64,6 +64,15 @@ def test_a_round_trip_gives_back_every_byte_under_every_name(folders, tmp_path, 
         for name, tensor in before.items():
             assert tensor.dtype == after[name].dtype
             assert torch.equal(tensor.view(torch.uint8), after[name].view(torch.uint8)), (folder.name, name)
+
+
+def test_experts_dealt_over_ranks_come_back_too(folders, tmp_path):
+    cases = [(folder, tmp_path / folder.name) for folder in folders if folder.name.startswith("qwen3_moe")]
+    ranks.run(round_trip, world=4, cases=cases, cut={"tp": 2, "dp": 2, "ep": 4})
+    for folder, exported in cases:
+        before, after = contents(folder), contents(exported)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 def test_an_exported_folder_opens_in_transformers(folders, tmp_path):

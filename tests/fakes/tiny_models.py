@@ -13,6 +13,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 transformers.utils.logging.disable_progress_bar()
@@ -22,6 +24,8 @@ FAMILIES = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
 }
+MIXTURES = {"qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM)}
+"""Families with experts."""
 
 TINY = {
     "hidden_size": 64,
@@ -37,11 +41,22 @@ TINY = {
 }
 """A vocabulary that no padding divides, heads that are grouped, layers for two pipeline stages."""
 
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [1],
+    "num_hidden_layers": 4,
+}
+"""Experts in all layers but one, in either half of a pipeline."""
+
 
 def tiny_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A float32 model whose every parameter, biases and norms too, is random, so that none is forgotten unseen."""
-    config_class, model_class = FAMILIES[family]
-    extra = {"head_dim": 32} if family == "qwen3" else {}
+    config_class, model_class = (FAMILIES | MIXTURES)[family]
+    extra = {**({"head_dim": 32} if family.startswith("qwen3") else {}), **(EXPERTS if family in MIXTURES else {})}
     config = config_class(**{**TINY, **extra, **changes})
     torch.manual_seed(seed)
     model = model_class(config).to(torch.float32).eval()

@@ -1,0 +1,13 @@
+"""Qwen3 with experts: Qwen3's attention, and in most layers a router that picks a few of many small MLPs per token."""
+
+from dataclasses import replace
+
+from megatron_rl.actor.architecture import Architecture, HfConfig, Routing, dense, refuse, whole
+
+
+def describe(config: HfConfig) -> Architecture:
+    """The architecture; window and bias switches are refused when on. The auxiliary loss of pretraining is left out."""
+    refuse(config, "use_sliding_window", {False})
+    refuse(config, "attention_bias", {False})
+    routing = Routing(chosen=whole(config, "num_experts_per_tok"), normalise=config.get("norm_topk_prob") is True)
+    return replace(dense({"head_dim": 128, **config}, qk_norm=True), routing=routing)
