@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from megatron_rl.actor.safetensors_folder import bytes_of, sync
+from megatron_rl.actor.safetensors_folder import bytes_of
 from megatron_rl.spec.schema import SpecError
 
 FILE = "conversion.json"
@@ -29,6 +31,32 @@ class Digest(NamedTuple):
         """That of a tensor."""
         sha256 = hashlib.sha256(bytes_of(tensor)).hexdigest()
         return Digest(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), sha256)
+
+
+class Digests:
+    """Digests of tensors as they come: one is hashed while the next is made, and no more than those two are held."""
+
+    def __init__(self, other: ThreadPoolExecutor) -> None:
+        self._other = other
+        self._hashed: dict[str, Future[Digest]] = {}
+        self._last: Future[Digest] | None = None
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Returns when the tensor before is hashed."""
+        if self._last is not None:
+            self._last.result()
+        self._hashed[name] = self._last = self._other.submit(Digest.of, tensor)
+
+    def all(self) -> dict[str, Digest]:
+        """Those of every tensor so far, by name."""
+        return {name: hashed.result() for name, hashed in self._hashed.items()}
+
+
+@contextmanager
+def hashing() -> Iterator[Digests]:
+    """Digests that another thread works out."""
+    with ThreadPoolExecutor(1) as other:
+        yield Digests(other)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +85,6 @@ class Certificate:
         path = folder / FILE
         content = {**asdict(self), "tensors": {name: digest._asdict() for name, digest in self.tensors.items()}}
         path.write_text(json.dumps(content, indent=1) + "\n")
-        sync(path)
 
     @staticmethod
     def read(folder: Path) -> "Certificate":
@@ -76,15 +103,17 @@ class Certificate:
         """ValueError, naming the first that differs, unless the folder holds exactly these tensors."""
         if self.written != self.elements:
             raise ValueError(f"{folder}: {self.written} elements were written, but the model has {self.elements}.")
-        missing = set(self.tensors)
-        for name, tensor in tensors:
-            if name not in missing:
-                raise ValueError(f"{folder} holds {name!r}, which its certificate does not know; convert it again.")
-            if Digest.of(tensor) != self.tensors[name]:
+        with hashing() as digests:
+            for name, tensor in tensors:
+                if name not in self.tensors:
+                    raise ValueError(f"{folder} holds {name!r}, which its certificate does not know; convert it again.")
+                digests.add(name, tensor)
+            found = digests.all()
+        for name, digest in self.tensors.items():
+            if name not in found:
+                raise ValueError(f"{folder} lacks {name!r}, which its certificate lists; convert it again.")
+            if found[name] != digest:
                 raise ValueError(f"{folder} holds {name!r} with other bytes than were converted; convert it again.")
-            missing.remove(name)
-        if missing:
-            raise ValueError(f"{folder} lacks {min(missing)!r}, which its certificate lists; convert it again.")
 
 
 def versions() -> dict[str, str]:

@@ -16,8 +16,9 @@ from torch import Tensor
 from megatron_rl.actor import distributed_folder, fit, groups, saving
 from megatron_rl.actor import safetensors_folder as hf
 from megatron_rl.actor.architecture import Architecture, describe
-from megatron_rl.actor.certificate import Certificate, Digest, versions
+from megatron_rl.actor.certificate import Certificate, Digest, hashing, versions
 from megatron_rl.actor.distributed_folder import Contents
+from megatron_rl.actor.durable import replacing
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.translation import Fusion, check_source, check_stored, unfused
 from megatron_rl.actor.weights import SHARD_BYTES, named_dtype, read_config
@@ -38,7 +39,7 @@ def to_megatron(source: Path, target: Path, parallel: Parallel) -> Certificate:
     dtype = check_source(reader, architecture.shape)
     fusion = Fusion(reader, architecture.shape, parallel, dtype)
     contents = Contents(fusion.files, objects(architecture.shape), dtype)
-    with hf.replacing(target) as aside, ThreadPoolExecutor(1) as other:
+    with replacing(target) as aside, ThreadPoolExecutor(1) as other:
         digests = other.submit(_digests, hf.Reader(source))
         with alone():
             distributed_folder.write(aside, contents, fusion, saving.WEIGHTS)
@@ -57,7 +58,6 @@ def to_megatron(source: Path, target: Path, parallel: Parallel) -> Certificate:
         )
         made.write(aside)
         verify(aside)
-        hf.sync_tree(aside)
     return made
 
 
@@ -77,21 +77,10 @@ def to_huggingface(source: Path, target: Path, like: Path | None = None, shard_b
         shapes={tensor.name: tensor.shape for tensor in huggingface_layout(shape).tensors(0)},
         dtype=named_dtype(origin, stored),
     )
-    digests: dict[str, Digest] = {}
-
-    def streamed() -> Iterator[Tensor]:
-        for name, tensor in unfused(reader, shape):
-            written = tensor.to(contents.dtype).contiguous()
-            digests[name] = Digest.of(written)
-            yield written
-
-    shards, tensors = contents.shards(shard_bytes), streamed()
-    with hf.replacing(target) as aside:
+    with replacing(target) as aside:
         hf.copy_companions(origin, aside)
-        for shard in shards:
-            hf.write_shard(aside, shard, contents, tensors)
-        hf.write_index(aside, contents, shards)
-        written = sum(map(_elements, digests.values()))
+        tensors = _write(aside, contents, unfused(reader, shape), shard_bytes)
+        written = sum(map(_elements, tensors.values()))
         made = Certificate(
             source=f"megatron checkpoint of {str(stored).removeprefix('torch.')}",
             target=huggingface_layout(shape).label,
@@ -99,12 +88,32 @@ def to_huggingface(source: Path, target: Path, like: Path | None = None, shard_b
             written=written,
             padding=0,
             plan_bytes=written * stored.itemsize,
-            tensors=digests,
+            tensors=tensors,
             versions=versions(),
         )
         made.write(aside)
         verify(aside)
     return made
+
+
+def _write(
+    folder: Path, contents: hf.Contents, tensors: Iterator[tuple[str, Tensor]], shard_bytes: int
+) -> dict[str, Digest]:
+    """Writes the shards and their index, and gives the digests of what went into them."""
+    shards = contents.shards(shard_bytes)
+    with hashing() as digests:
+
+        def converted() -> Iterator[Tensor]:
+            for name, tensor in tensors:
+                written = tensor.to(contents.dtype).contiguous()
+                digests.add(name, written)
+                yield written
+
+        streamed = converted()
+        for shard in shards:
+            hf.write_shard(folder, shard, contents, streamed)
+        hf.write_index(folder, contents, shards)
+        return digests.all()
 
 
 def verify(folder: Path) -> Certificate:

@@ -47,7 +47,7 @@ class Contents(NamedTuple):
 def write(
     folder: Path, contents: Contents, produce: Callable[[int, Chunk], Tensor], metadata: Mapping[str, object]
 ) -> None:
-    """Writes the folder; `produce(file, chunk)` is asked for each chunk when its turn comes, in order.
+    """Writes the folder, and leaves syncing it to the caller; `produce(file, chunk)` is asked for each in its turn.
 
     ValueError unless the chunks fill every tensor once.
     """
@@ -135,7 +135,7 @@ class _Streamed(SaveShardedStrategy):
 
     def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
         # A positive copy-ahead would let a machine with a GPU take tensors out of order.
-        writer = FileSystemWriter(checkpoint_dir, per_thread_copy_ahead=0)
+        writer = FileSystemWriter(checkpoint_dir, per_thread_copy_ahead=0, sync_files=False)
         plans = [SavePlan([_tensor_item(chunk, self.contents.dtype) for chunk in file]) for file in self.contents.files]
         plans[0].items.extend(
             WriteItem(index=MetadataIndex(name), type=WriteItemType.BYTE_IO) for name in self.contents.objects

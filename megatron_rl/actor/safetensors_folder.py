@@ -1,10 +1,8 @@
 """A Hugging Face folder of safetensors: read box by box, written shard by shard, never whole in memory."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,7 +118,7 @@ class Contents:
 
 
 def write_shard(folder: Path, shard: Shard, contents: Contents, tensors: Iterator[Tensor]) -> None:
-    """One file of the next tensors, in order of `shard.names`, on disk when this returns; one is held at a time."""
+    """One file of the next tensors, in order of `shard.names`; one is held at a time."""
     header, offsets = _header(shard, contents)
     path = folder / shard.file
     with path.open("wb", buffering=0) as file:
@@ -136,7 +134,6 @@ def write_shard(folder: Path, shard: Shard, contents: Contents, tensors: Iterato
             left = memoryview(bytes_of(tensor))
             while left:
                 left = left[file.write(left) :]
-        os.fsync(file.fileno())
 
 
 def bytes_of(tensor: Tensor) -> Any:  # noqa: ANN401  # numpy's array of bytes
@@ -163,7 +160,6 @@ def write_index(folder: Path, contents: Contents, shards: Sequence[Shard]) -> No
     if len(shards) > 1:
         path = folder / INDEX
         path.write_text(json.dumps(contents.index(shards), indent=2) + "\n")
-        sync(path)
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -171,27 +167,6 @@ def copy_companions(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and not path.name.startswith("model") and path.suffix not in (".safetensors", ".bin", ".pt"):
             shutil.copyfile(path, target / path.name)
-            sync(target / path.name)
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A folder beside the given one that takes its place, whole, when the block ends well, and vanishes otherwise."""
-    aside, old = (folder.with_name(f".{folder.name}.{role}") for role in ("writing", "old"))
-    for leftover in (aside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-    except BaseException:
-        shutil.rmtree(aside)
-        raise
-    sync(aside)
-    if folder.exists():
-        folder.rename(old)
-    aside.rename(folder)
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _files_by_tensor(folder: Path) -> dict[str, Path]:
@@ -207,18 +182,3 @@ def _files_by_tensor(folder: Path) -> dict[str, Path]:
         with safe_open(file, framework="pt") as opened:
             names.update(dict.fromkeys(opened.keys(), file))
     return names
-
-
-def sync(path: Path) -> None:
-    """Puts a file, or the names in a folder, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """Puts everything below a folder on disk."""
-    for path in (*folder.rglob("*"), folder):
-        sync(path)

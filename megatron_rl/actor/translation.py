@@ -36,16 +36,20 @@ class Fusion:
         self.written = self.padding = 0
         self._rank = -1
         self._filled: Mapping[Key, Filled] = {}
+        self._used: dict[str, Tensor] = {}
 
     def __call__(self, rank: int, chunk: Chunk) -> Tensor:
-        """What the chunk holds."""
+        """What the chunk holds, until the next chunk of the same name is asked for: new memory costs as a copy does."""
         if rank != self._rank:
             made = plan_rank(huggingface_layout(self.shape), self.layout, rank)
             self._rank, self._filled = rank, {one.tensor.key: one for one in by_target(made, rank)}
+            self._used.clear()
         # What was mapped for the chunk before is let go, or memory would grow to the size of the model.
         self.source.release()
         tensor, copies = self._filled[chunk.tensor]
-        target = torch.empty(extent(chunk.box), dtype=self.dtype)
+        target = self._used.get(chunk.name)
+        if target is None or list(target.shape) != extent(chunk.box):
+            target = self._used[chunk.name] = torch.empty(extent(chunk.box), dtype=self.dtype)
         for copy in copies:
             if _inside(copy.target.box, chunk.box):
                 whole = self.source.whole(copy.source.key.name)

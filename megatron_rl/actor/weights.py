@@ -12,6 +12,7 @@ from torch import Tensor
 from megatron_rl.actor import safetensors_folder as hf
 from megatron_rl.actor.architecture import HfConfig
 from megatron_rl.actor.build import Model
+from megatron_rl.actor.durable import replacing
 from megatron_rl.actor.fused import has_transformer_engine
 from megatron_rl.reshard.bundles import SliceCopy
 from megatron_rl.reshard.engines import huggingface_layout
@@ -92,7 +93,7 @@ def export(model: Model, folder: Path, like: Path, shard_bytes: int = SHARD_BYTE
         for _ in streamed:
             pass
     else:
-        with hf.replacing(folder) as aside:
+        with replacing(folder) as aside:
             hf.copy_companions(like, aside)
             for shard in shards:
                 hf.write_shard(aside, shard, contents, streamed)

@@ -2,9 +2,9 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from megatron_rl.actor.safetensors_folder import INDEX, SINGLE, Contents, Reader, Shard, replacing, write_index
+from megatron_rl.actor.safetensors_folder import INDEX, SINGLE, Contents, Reader, Shard, write_index
 from megatron_rl.spec.schema import SpecError
 
 
@@ -34,22 +34,3 @@ def test_shards_keep_order_and_size_and_one_needs_no_index(tmp_path):
     index = json.loads((tmp_path / INDEX).read_text())
     assert index["metadata"]["total_size"] == 60
     assert index["weight_map"]["c"] == "model-00002-of-00003.safetensors"
-
-
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    save_file({"old": torch.zeros(1)}, folder / SINGLE)
-
-    def die_halfway() -> None:
-        with replacing(folder) as aside:
-            save_file({"new": torch.zeros(1)}, aside / SINGLE)
-            raise RuntimeError("halfway")
-
-    with pytest.raises(RuntimeError, match="halfway"):
-        die_halfway()
-    assert set(load_file(folder / SINGLE)) == {"old"}
-    with replacing(folder) as aside:
-        save_file({"new": torch.zeros(1)}, aside / SINGLE)
-    assert set(load_file(folder / SINGLE)) == {"new"}
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -1,0 +1,82 @@
+"""Folders that are whole and on disk before they have their name, and what puts them there."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+
+PAUSE_S = 0.1
+"""Between two looks of `flushing` at its folder."""
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder beside the given one that takes its place, whole and on disk, when the block ends well.
+
+    It vanishes otherwise; a process that dies leaves it aside, under a name that nothing reads, to the next one.
+    """
+    aside, old = (folder.with_name(f".{folder.name}.{role}") for role in ("writing", "old"))
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # a process died between the two renames below
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        with flushing(aside):
+            yield aside
+        sync_tree(aside)
+    except BaseException:
+        shutil.rmtree(aside)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def flushing(folder: Path) -> Iterator[None]:
+    """Within, what is written below the folder goes to disk as it comes, so that little is left to wait for.
+
+    An error of the disk is told to whoever syncs first, so it is raised here.
+    """
+    ended = Event()
+    with ThreadPoolExecutor(1) as other:
+        flushed = other.submit(_flush, folder, ended)
+        try:
+            yield
+        finally:
+            ended.set()
+    flushed.result()
+
+
+def sync_tree(folder: Path) -> None:
+    """Puts everything below a folder on disk."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Puts a file, or the names in a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush(folder: Path, ended: Event) -> None:
+    synced: dict[Path, int] = {}
+    while not ended.wait(PAUSE_S):
+        for path in folder.rglob("*"):
+            try:
+                size = path.stat().st_size
+                if synced.get(path) != size:
+                    synced[path] = size
+                    sync(path)
+            except FileNotFoundError:
+                continue  # renamed since it was listed; `replacing` syncs all in the end
