@@ -1,11 +1,14 @@
-"""The weight sync of a run whose actor and engine share one process."""
+"""The weight syncs of a run whose actor is this process: to an engine within it, and to one in other processes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from megatron_rl.reshard.transport import Exchange, SyncReport
+from megatron_rl.reshard.delivery import Delivery
+from megatron_rl.reshard.digest import TransferError
+from megatron_rl.reshard.transport import Exchange, Parameters, SyncReport
 
 
 @dataclass(kw_only=True)
@@ -24,6 +27,51 @@ class InProcessSync:
         self.reports = [self.exchange.run(version)]
         self.serve(version)
         return version
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        return {name: value for report in self.reports for name, value in report_metrics(report).items()}
+
+
+class Receiving(Protocol):
+    """An engine whose workers are processes of their own."""
+
+    def begin(self, version: int) -> Delivery:
+        """Every worker waits for this version, over the delivery that comes back."""
+
+    def finish(self, version: int) -> SyncReport:
+        """Returns when every worker has it; TransferError where one has not."""
+
+    def serve(self, version: int) -> None:
+        """From here on rollouts are this version's."""
+
+
+@dataclass(kw_only=True, eq=False)
+class DeliverySync:
+    """A `WeightSync`: this process holds all source ranks and sends while the engine's workers receive."""
+
+    engine: Receiving
+    parameters: Mapping[int, Parameters]
+    reports: list[SyncReport] = field(default_factory=list)
+    _sending: tuple[Delivery, Exchange] | None = None
+
+    def publish(self, version: int) -> int:
+        delivery = self.engine.begin(version)
+        try:
+            self.send(delivery, version)
+        except TransferError:
+            # A receiver that died or refused says why, which this end can only guess.
+            self.engine.finish(version)
+            raise
+        self.reports = [self.engine.finish(version)]
+        self.engine.serve(version)
+        return version
+
+    def send(self, delivery: Delivery, version: int) -> None:
+        """Sends every rank's part; the wire stays open for the next version over the same delivery."""
+        if self._sending is None or self._sending[0] != delivery:
+            self._sending = (delivery, delivery.sending(self.parameters))
+        self._sending[1].run(version)
 
     @property
     def metrics(self) -> Mapping[str, float]:

@@ -1,0 +1,170 @@
+"""vLLM's engine inside the process of one tensor-parallel group, spoken to in plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vllm import EngineArgs, LLMEngine, RequestOutput, SamplingParams
+from vllm.config import WeightTransferConfig
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+
+from megatron_rl.rollout.vllm_group import CoreOrder
+from megatron_rl.rollout.vllm_receiver import BACKEND, EXTENSION
+
+INTERVAL = 16
+"""Tokens of a response that leave the engine together."""
+
+BLOCK = 32
+"""Tokens of a cache block on a CPU: a verified prefix is reused in whole blocks."""
+
+
+class Wrote(NamedTuple):
+    """Tokens of one response from place `at` on, and how it ended, empty while it has not."""
+
+    id: int
+    at: int
+    tokens: list[int]
+    logprobs: list[float]
+    finish: str
+
+
+class Core:
+    """One group: TP workers behind an engine in this process."""
+
+    def __init__(self, order: CoreOrder) -> None:
+        self.order = order
+        self.engine = LLMEngine.from_engine_args(EngineArgs(**_arguments(order)))
+        self.written: dict[int, int] = {}
+        """Tokens said so far of each request at work."""
+        self.is_greedy = False
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.written)
+
+    def write(
+        self, law: Mapping[str, Any], end: Mapping[str, Any], requests: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[int, str]]:
+        """Takes requests on, for `step` to write; returns those that vLLM refuses, each with the reason."""
+        self.is_greedy = law["temperature"] == 0
+        refused = []
+        for request in requests:
+            params = SamplingParams(
+                **law,
+                seed=request["seed"],
+                max_tokens=request["room"],
+                stop_token_ids=end["tokens"],
+                ignore_eos=True,
+                stop=end["texts"] or None,
+                include_stop_str_in_output=True,
+                detokenize=bool(end["texts"]),
+                logprobs=0,
+                flat_logprobs=True,
+                output_kind=RequestOutputKind.DELTA,
+                stream_interval=INTERVAL,
+            )
+            try:
+                self._add(request, params)
+                self.written[request["id"]] = 0
+            except ValueError as error:
+                refused.append((request["id"], str(error)))
+        return refused
+
+    def step(self) -> list[Wrote]:
+        """One step of vLLM's scheduler; what left the engine with it."""
+        return [self._wrote(output) for output in self.engine.step()]
+
+    def abort(self) -> list[Wrote]:
+        """Ends every request; the tokens said before are all there is of them."""
+        ended = [Wrote(id, at, [], [], "abort") for id, at in self.written.items()]
+        self.engine.abort_request([str(one.id) for one in ended])
+        self.written.clear()
+        return ended
+
+    def score(self, law: Mapping[str, Any], requests: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[float]]]:
+        """Log-probabilities of the tokens of each request from `start` on, in one wave without the prefix cache."""
+        self.engine.collective_rpc("score_by", args=(dict(law),))
+        try:
+            params = SamplingParams(
+                max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False, ignore_eos=True, temperature=0.0
+            )
+            starts = {str(request["id"]): request["start"] for request in requests}
+            for request in requests:
+                self._add(request, params)
+            scored = []
+            while self.engine.has_unfinished_requests():
+                for output in self.engine.step():
+                    # The first token has no predecessor: its entry is empty, and so entries are as many as tokens - 1.
+                    logprobs = list(output.prompt_logprobs.logprobs)
+                    whole = [float("nan")] * (len(output.prompt_token_ids) - len(logprobs)) + logprobs
+                    scored.append((int(output.request_id), whole[starts[output.request_id] :]))
+            return scored
+        finally:
+            self.engine.collective_rpc("score_by", args=(None,))
+
+    def open(self, delivery: Mapping[str, Any], first: int) -> None:
+        """Opens the wire of a delivery on every worker."""
+        self.engine.collective_rpc(
+            "init_weight_transfer_engine", kwargs={"init_info": {"delivery": dict(delivery), "first": first}}
+        )
+
+    def receive(self, version: int) -> list[dict[str, Any]]:
+        """Returns when every worker has this version; nothing of an older one stays in a cache."""
+        self.engine.collective_rpc("start_weight_update")
+        self.engine.collective_rpc("update_weights", kwargs={"update_info": {"version": version}})
+        self.engine.collective_rpc("finish_weight_update")
+        if not self.engine.reset_prefix_cache():
+            raise RuntimeError(
+                f"vLLM's prefix cache is in use, so version {version} cannot be served from an empty one"
+            )
+        reports: list[dict[str, Any]] = self.engine.collective_rpc("sync_report")
+        return reports
+
+    def sleep(self, level: int) -> None:
+        self.engine.sleep(level)
+
+    def wake(self, part: str) -> None:
+        """Takes back the memory of `weights` or of the `kv_cache`."""
+        self.engine.wake_up([part])
+
+    def close(self) -> None:
+        """Closes the wires of every worker."""
+        self.engine.collective_rpc("shutdown_weight_transfer_engine")
+
+    def _add(self, request: Mapping[str, Any], params: SamplingParams) -> None:
+        self.engine.add_request(str(request["id"]), {"prompt_token_ids": request["tokens"]}, params)
+
+    def _wrote(self, output: RequestOutput) -> Wrote:
+        id, (completion,) = int(output.request_id), output.outputs
+        tokens, at = list(completion.token_ids), self.written[id]
+        # The law of temperature 0 has one token, of probability one; vLLM tells the model's own.
+        logprobs = [0.0] * len(tokens) if self.is_greedy else list(completion.logprobs.logprobs)[-len(tokens) :]
+        if output.finished:
+            del self.written[id]
+        else:
+            self.written[id] = at + len(tokens)
+        return Wrote(id, at, tokens, logprobs if tokens else [], completion.finish_reason or "")
+
+
+def _arguments(order: CoreOrder) -> dict[str, Any]:
+    common = {
+        "model": order.folder,
+        "skip_tokenizer_init": not order.needs_text,
+        "dtype": order.dtype,
+        "load_format": "dummy",
+        "generation_config": "vllm",
+        "seed": 0,
+        "max_model_len": order.context,
+        "max_num_seqs": order.rows,
+        "tensor_parallel_size": order.tp,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",
+        "worker_extension_cls": EXTENSION,
+        "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+        "disable_log_stats": True,
+    }
+    if current_platform.is_cpu():
+        return common | {"enforce_eager": True, "kv_cache_memory_bytes": order.cache_bytes, "block_size": BLOCK}
+    return common | {"gpu_memory_utilization": order.memory_share, "enable_sleep_mode": order.may_sleep}

@@ -1,0 +1,163 @@
+"""vLLM as a `RolloutEngine`: groups of workers in processes of their own, fed over the reshard plan.
+
+A rollout's noise depends on its seed and its prefix alone. Its numbers may differ in the last bits with what stands
+beside it in a batch, as vLLM's kernels do; bit-for-bit repetition is the embedded engine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import PREFIX, PREFIX_LOGPROBS, PROMPT_TOKENS, TOKENS
+from megatron_rl.batch.ragged import Ragged
+from megatron_rl.ops.logprobs import Sampling
+from megatron_rl.reshard.delivery import Delivery, Source
+from megatron_rl.reshard.transport import SyncReport
+from megatron_rl.rollout.settings import SamplingSettings
+from megatron_rl.rollout.vllm_fleet import Fleet, Send
+from megatron_rl.rollout.vllm_ledger import Ledger
+from megatron_rl.rollout.vllm_wave import Patience, Wave
+from megatron_rl.rollout.vocabulary import Vocabulary
+from megatron_rl.rollout.writing import read_requests, refuse_unknown, returned
+
+COLDEST = 0.01
+"""vLLM raises any lower temperature above zero to this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much an engine takes on at once, and how long it waits."""
+
+    context: int
+    """Most tokens of a prompt with its response."""
+    vocabulary: int
+    """Tokens that the model has."""
+    rows: int
+    """Most requests that a group holds at once."""
+    retries: int
+    """How many groups a request may lose."""
+    patience: Patience
+
+
+class VllmEngine:
+    """Whoever trains says once, by `expect`, what sends; then `begin`, the sending, `finish` and `serve` are a sync.
+
+    engine.expect(source, send)                    # `send(delivery, version)` for groups that were replaced
+    delivery = engine.begin(version)               # every group waits
+    delivery.sending({rank: parameters}).run(version)      # on every rank of the actor, wherever it is
+    report = engine.finish(version)                # every group has it, digests equal
+    engine.serve(version)
+    """
+
+    def __init__(self, fleet: Fleet, scale: Scale, vocabulary: Vocabulary, sampling: SamplingSettings) -> None:
+        self.fleet, self.scale, self.vocabulary = fleet, scale, vocabulary
+        self.sampling, self.max_tokens = sampling.law, sampling.max_tokens
+        self.version = -1
+        self.progress: Callable[[int, int, int], None] | None = None
+
+    def expect(self, source: Source, send: Send | None = None) -> None:
+        """Says what sends the weights; `send` sends those of the version being served once more, where that can be."""
+        self.fleet.source, self.fleet.send = source, send
+
+    def begin(self, version: int) -> Delivery:
+        """Every group waits for this version. Nothing is served until `serve`."""
+        self.version = -1
+        return self.fleet.begin(version)
+
+    def finish(self, version: int) -> SyncReport:
+        """Returns when every group has the version whole; TransferError where one has not."""
+        return self.fleet.finish(version)
+
+    def serve(self, version: int) -> None:
+        """From here on rollouts are this version's. The groups emptied their prefix caches when it arrived."""
+        held = [berth.version for berth in self.fleet.berths]
+        if held != [version] * len(held):
+            raise RuntimeError(f"version {version} cannot be served: the groups hold {held}; publish it first.")
+        self.version = version
+
+    def generate(self, batch: Batch, sampling: Sampling | None = None) -> Batch:
+        """A response for every row."""
+        law = self._checked(sampling or self.sampling)
+        requests = read_requests(batch, self.max_tokens, self.scale.context)
+        refuse_unknown(requests, self.scale.vocabulary)
+        ledger = Ledger(requests=requests, retries=self.scale.retries)
+        end = {"tokens": list(self.vocabulary.end), "texts": list(self.vocabulary.stop)}
+        self._run(ledger, {"do": "write", "law": asdict(law), "end": end})
+        rollouts = returned(batch, requests, self.version, self.vocabulary)
+        if PREFIX in batch and PREFIX_LOGPROBS not in batch and len(batch):
+            return rollouts.with_columns(sampler_logprobs=self._score(rollouts, law))
+        return rollouts
+
+    def score(self, batch: Batch) -> Ragged:
+        """Log-probability of each response token, under the law tokens are drawn from."""
+        return self._score(batch, self._checked(self.sampling))
+
+    def sleep(self, level: Literal[1, 2] = 1) -> None:
+        """Groups give their GPU memory back: 1 keeps the weights in host memory, 2 drops them."""
+        self._obey({"do": "sleep", "level": level})
+
+    def wake(self, part: Literal["weights", "kv_cache"]) -> None:
+        """Groups take memory again: first for the weights, so that they can arrive, then for the cache."""
+        self._obey({"do": "wake", "part": part})
+
+    def close(self) -> None:
+        self.progress = None
+        self.fleet.close()
+
+    def _checked(self, law: Sampling) -> Sampling:
+        if self.version < 0:
+            raise RuntimeError(
+                "the engine has no whole version of the weights; publish one before asking for rollouts."
+            )
+        if 0 < law.temperature < COLDEST:
+            raise ValueError(f"vLLM draws at temperature 0 or from {COLDEST} on, not at {law.temperature}.")
+        return law
+
+    def _run(self, ledger: Ledger, command: dict[str, Any]) -> None:
+        Wave(
+            fleet=self.fleet,
+            ledger=ledger,
+            patience=self.scale.patience,
+            version=self.version,
+            rows=self.scale.rows,
+            command=command,
+            tell=self._tell,
+        ).run()
+
+    def _tell(self, ledger: Ledger) -> None:
+        if self.progress is not None:
+            self.progress(ledger.done, len(ledger.requests), ledger.tokens)
+
+    def _score(self, batch: Batch, law: Sampling) -> Ragged:
+        prompts, responses = batch.ragged(PROMPT_TOKENS), batch.ragged(TOKENS)
+        length_B = responses.length_B.tolist()
+        rows = [row for row, length in enumerate(length_B) if length]
+        groups = [berth.group for berth in self.fleet.berths if berth.version == self.version]
+        shares = [rows[number :: len(groups)] for number in range(len(groups))]
+        for group, share in zip(groups, shares, strict=True):
+            asked = [
+                {"id": row, "tokens": torch.cat([prompts.row(row), responses.row(row)]).tolist(), "start": start}
+                for row, start in ((row, len(prompts.row(row))) for row in share)
+            ]
+            group.say({"do": "score", "law": asdict(law), "requests": asked})
+        scores: list[Tensor] = [torch.zeros(0)] * len(batch)
+        for group in groups:
+            for row, logprobs in group.wait("scored", self.scale.patience.silence_s)["rows"]:
+                if len(logprobs) != length_B[row]:
+                    raise RuntimeError(
+                        f"row {row} has {length_B[row]} tokens, but vLLM scored {len(logprobs)} of them."
+                    )
+                scores[row] = torch.tensor(logprobs, dtype=torch.float32)
+        return Ragged(torch.cat(scores) if scores else torch.zeros(0), responses.offsets)
+
+    def _obey(self, command: dict[str, Any]) -> None:
+        for berth in self.fleet.berths:
+            berth.group.say(command)
+        for berth in self.fleet.berths:
+            berth.group.wait("obeyed", self.scale.patience.silence_s)

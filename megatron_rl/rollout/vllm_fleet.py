@@ -1,0 +1,154 @@
+"""The groups of an engine: started, replaced when they are lost, and brought the weights of each version."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from megatron_rl.reshard.delivery import Delivery, Source
+from megatron_rl.reshard.digest import TransferError, Verify
+from megatron_rl.reshard.transport import SyncReport
+from megatron_rl.rollout.vllm_group import CoreOrder, Group, GroupLost, Post
+
+Send = Callable[[Delivery, int], None]
+"""Sends the actor's weights, as they are now, under this version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How weights come to the groups, and how long anything may take."""
+
+    tp: int
+    dtype: Literal["float32", "bfloat16", "float16"]
+    verify: Verify
+    wire: Literal["memory", "cuda_ipc"]
+    start_s: float
+    sync_s: float
+
+
+@dataclass(kw_only=True, eq=False)
+class Berth:
+    """The place of a group, whichever process fills it."""
+
+    post: Post
+    group: Group
+    version: int = -1
+    """The version it holds whole; -1 none."""
+    is_lost: bool = False
+    """Whether its process could not even start."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Fleet:
+    """All groups of one engine. What a group is started with never changes; what it holds does."""
+
+    terms: Terms
+    posts: Sequence[Post]
+    order: CoreOrder
+    """What every group is started as."""
+    source: Source | None = None
+    """What sends to it."""
+    send: Send | None = None
+    """Sends once more to a group that was replaced; without it such a group waits for the next version."""
+    delivery: Delivery | None = None
+    berths: list[Berth] = field(default_factory=list)
+    restarts: int = 0
+
+    def __post_init__(self) -> None:
+        self.berths = [Berth(post=post, group=Group.start(post, self.order)) for post in self.posts]
+
+    def begin(self, version: int) -> Delivery:
+        """Every group now waits for this version, over the delivery that comes back."""
+        for place, berth in enumerate(self.berths):
+            if berth.is_lost or berth.group.process.poll() is not None:
+                self.replace(place)
+        for berth in self.berths:
+            self._await_start(berth)
+            berth.version = -1
+        if self.delivery is None:
+            self.delivery = self._deliver_to(self.berths)
+        for berth in self.berths:
+            berth.group.say({"do": "receive", "version": version})
+        return self.delivery
+
+    def finish(self, version: int) -> SyncReport:
+        """Returns when every group has the version; TransferError, after which none serves, where one has not."""
+        reports, problems = [], []
+        for berth in self.berths:
+            try:
+                reports += self._received(berth, version)
+            except GroupLost as error:
+                problems.append(str(error))
+        if problems:
+            self._forget_delivery()
+            raise TransferError(f"version {version} did not reach every group: {'; '.join(problems)}")
+        return SyncReport.combined(reports)
+
+    def replace(self, place: int) -> None:
+        """Ends the group in this place and starts another, which is not waited for."""
+        berth = self.berths[place]
+        berth.group.kill()
+        self._forget_delivery()
+        self.restarts += 1
+        berth.group, berth.version, berth.is_lost = Group.start(berth.post, self.order), -1, False
+
+    def rejoin(self, place: int, version: int) -> bool:
+        """Brings a replaced group, ready by now, the version that the others serve; False where nobody can."""
+        if self.send is None:
+            return False
+        berth = self.berths[place]
+        delivery = self._deliver_to([berth])
+        berth.group.say({"do": "receive", "version": version})
+        self.send(delivery, version)
+        self._received(berth, version)
+        delivery.sweep()
+        return True
+
+    def close(self) -> None:
+        """Ends every group."""
+        for berth in self.berths:
+            if berth.group.is_ready:
+                berth.group.close()
+            else:
+                berth.group.kill()
+        self._forget_delivery()
+        self.berths.clear()
+
+    def _await_start(self, berth: Berth) -> None:
+        if not berth.group.is_ready:
+            berth.group.wait("ready", self.terms.start_s)
+            berth.group.is_ready = True
+
+    def _deliver_to(self, berths: Sequence[Berth]) -> Delivery:
+        """Opens a new delivery to these groups."""
+        if self.source is None:
+            raise RuntimeError("the engine was not told what sends its weights; set `source` before publishing.")
+        terms = self.terms
+        delivery = Delivery(
+            source=self.source,
+            tp=terms.tp,
+            replicas=len(berths),
+            key=f"megatron_rl-{uuid.uuid4().hex}",
+            dtype=terms.dtype,
+            verify=terms.verify,
+            wire=terms.wire,
+            timeout_s=terms.sync_s,
+        )
+        for number, berth in enumerate(berths):
+            berth.group.say({"do": "open", "delivery": delivery.to_plain(), "first": number * terms.tp})
+        for berth in berths:
+            berth.group.wait("opened", terms.sync_s)
+        return delivery
+
+    def _received(self, berth: Berth, version: int) -> list[SyncReport]:
+        # Longer than either end of the wire waits for the other, so that their own sentence comes first.
+        plain: list[dict[str, Any]] = berth.group.wait("received", self.terms.sync_s + 10)["reports"]
+        berth.version = version
+        return [SyncReport(**report) for report in plain]
+
+    def _forget_delivery(self) -> None:
+        if self.delivery is not None:
+            self.delivery.sweep()
+        self.delivery = None

@@ -1,0 +1,122 @@
+"""The process of one vLLM group: `python -m megatron_rl.rollout.vllm_process FD`.
+
+A line of JSON each way over the socket FD. The first line is the group's order; then commands, answered in order. What
+is being written is told every so often without being asked, so that the driver has it should this process die.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from megatron_rl.rollout.vllm_core import Core, Wrote
+from megatron_rl.rollout.vllm_group import CoreOrder
+
+TELL_S: Final = 0.2
+"""How often the driver is told what was written, or that this process is alive."""
+
+
+class Line:
+    """Lines of JSON over a socket."""
+
+    def __init__(self, wire: socket.socket) -> None:
+        self.wire = wire
+        self.heard = bytearray()
+
+    def is_waiting(self) -> bool:
+        """Whether something came that was not read."""
+        return b"\n" in self.heard or bool(select.select([self.wire], [], [], 0)[0])
+
+    def read(self) -> dict[str, Any] | None:
+        """The next line; None where the driver is gone."""
+        while b"\n" not in self.heard:
+            if not (data := self.wire.recv(1 << 20)):
+                return None
+            self.heard += data
+        line, _, self.heard = self.heard.partition(b"\n")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def say(self, said: str, **facts: object) -> None:
+        self.wire.sendall(json.dumps({"said": said, **facts}).encode() + b"\n")
+
+
+class Post:
+    """What the process does: commands first, and a step of writing between them."""
+
+    def __init__(self, core: Core, line: Line) -> None:
+        self.core, self.line = core, line
+        self.untold: list[Wrote] = []
+        self.told = time.monotonic()
+
+    def serve(self) -> None:
+        """Until the driver is gone."""
+        while True:
+            if not self.core.is_busy or self.line.is_waiting():
+                command = self.line.read()
+                if command is None:
+                    return
+                self._obey(command)
+            if self.core.is_busy:
+                self._tell(self.core.step())
+
+    def _obey(self, command: Mapping[str, Any]) -> None:
+        wanted = {name: value for name, value in command.items() if name != "do"}
+        try:
+            self._do(command["do"], wanted)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the driver is told
+            print(traceback.format_exc(), file=sys.stderr, flush=True)
+            self.line.say("failed", what=command["do"], why=f"{type(error).__name__}: {error}")
+
+    def _do(self, what: str, wanted: Mapping[str, Any]) -> None:
+        match what:
+            case "write":
+                if refused := self.core.write(**wanted):
+                    self.line.say("refused", rows=refused)
+            case "abort":
+                self._tell(self.core.abort(), at_once=True)
+                self.line.say("aborted")
+            case "score":
+                self.line.say("scored", rows=self.core.score(**wanted))
+            case "open":
+                self.core.open(**wanted)
+                self.line.say("opened")
+            case "receive":
+                self.line.say("received", reports=self.core.receive(**wanted))
+            case "sleep" | "wake":
+                (self.core.sleep if what == "sleep" else self.core.wake)(**wanted)
+                self.line.say("obeyed")
+            case _:
+                raise ValueError(f"a group has no command '{what}'")
+
+    def _tell(self, wrote: Iterable[Wrote], at_once: bool = False) -> None:
+        self.untold.extend(wrote)
+        if at_once or time.monotonic() - self.told > TELL_S or not self.core.is_busy:
+            self.line.say("wrote", pieces=self.untold)
+            self.untold, self.told = [], time.monotonic()
+
+
+def main(descriptor: int) -> None:
+    with socket.socket(fileno=descriptor) as wire:
+        line = Line(wire)
+        order = line.read()
+        if order is None:
+            return
+        core = Core(CoreOrder(**order))
+        line.say("ready")
+        Post(core, line).serve()
+        core.close()
+    # The group's workers are in this session and have nobody left to answer to.
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,77 @@
+import json
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from megatron_rl.reshard.delivery import Cut, Delivery, Source
+from megatron_rl.reshard.layout import LayoutError
+from megatron_rl.reshard.local import load_rank
+from megatron_rl.reshard.ring import memory_folder
+from tests.reshard import by_hand
+from tests.reshard.exchanges import COLOCATED, SHAPE
+
+
+def delivery(**changes):
+    source = Source(shape=SHAPE, cut=Cut.of(COLOCATED, SHAPE.layers))
+    return Delivery(
+        **{
+            "source": source,
+            "tp": 2,
+            "replicas": 2,
+            "key": f"test-{uuid.uuid4().hex[:8]}",
+            "timeout_s": 30.0,
+            **changes,
+        }
+    )
+
+
+def tensors(layout, rank, read=None):
+    made = {tensor.key: torch.full(tensor.shape, torch.nan) for tensor in layout.tensors(rank)}
+    if read is not None:
+        load_rank(layout, rank, read, made)
+    return made
+
+
+def test_it_crosses_processes_as_json():
+    sent = delivery(verify="full", dtype="bfloat16")
+    assert Delivery.of_plain(json.loads(json.dumps(sent.to_plain()))) == sent
+
+
+def test_both_ends_make_the_same_plan():
+    one, other = delivery(), delivery()
+    assert list(one.plan.copies()) == list(other.plan.copies())
+    assert one.plan.source.label == "megatron tp2 dp1 pp2"
+    assert one.plan.target.label == "vllm tp2 replicas2"
+
+
+def test_every_rank_of_every_group_gets_its_slices():
+    route = delivery()
+    plan = route.plan
+    read = {name: torch.tensor(array).float() for name, array in by_hand.checkpoint(SHAPE).items()}.__getitem__
+    sources = {rank: tensors(plan.source, rank, read) for rank in range(4)}
+    targets = {rank: tensors(plan.target, rank) for rank in range(4)}
+    ends = [route.receiving({rank: targets[rank]}) for rank in range(4)]
+    ends += [route.sending({rank: sources[rank]}) for rank in range(4)]
+    # Every end waits for the others, as they do in processes of their own.
+    with ThreadPoolExecutor(len(ends)) as pool:
+        reports = list(pool.map(lambda end: end.run(1), ends))[:4]
+    for rank in range(4):
+        expected = tensors(plan.target, rank, read)
+        assert all(torch.equal(targets[rank][key], expected[key]) for key in expected)
+    assert sum(report.bytes for report in reports) == sum(report.bound for report in reports)
+    route.sweep()
+    assert not list(memory_folder().glob(f"{route.key}*"))
+
+
+def test_a_cut_serves_only_the_model_it_was_made_for():
+    with pytest.raises(LayoutError, match=r"chunks \(2, 1\) do not add up to the model's 4 layers"):
+        Cut.of(COLOCATED, SHAPE.layers).chunk_layers(4)
+
+
+def test_memory_of_a_gpu_is_refused_where_there_is_none():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(LayoutError, match="CUDA IPC needs a CUDA device"):
+        delivery(wire="cuda_ipc").sending({})

@@ -1,0 +1,80 @@
+import pytest
+import torch
+
+from megatron_rl.batch.columns import PREFIX_LOGPROBS, SAMPLER_LOGPROBS, TOKEN_VERSIONS, TOKENS, VERSION
+from megatron_rl.ops.logprobs import Sampling
+from megatron_rl.ports import RolloutEngine
+from megatron_rl.reshard.digest import TransferError
+from tests.rollout.opening import asked
+from tests.rollout.scripted import open_fleet, open_scripted
+
+PROMPTS = [[5]] * 3
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    opened = open_scripted(tmp_path_factory.mktemp("logs"))
+    yield opened
+    opened.close()
+
+
+def test_it_is_a_rollout_engine(engine):
+    assert isinstance(engine, RolloutEngine)
+
+
+def test_rollouts_carry_the_version_that_wrote_them(engine):
+    engine.begin(7)
+    engine.finish(7)
+    engine.serve(7)
+    rollouts = engine.generate(asked(PROMPTS))
+    assert rollouts.numbers(VERSION).tolist() == [7] * 3
+    assert rollouts.ragged(TOKEN_VERSIONS).values.tolist() == [7] * 18
+
+
+def test_a_prefix_is_continued_and_scored_where_its_log_probabilities_are_unknown(engine):
+    batch = asked(PROMPTS, prefixes=[[], [40, 41], [40, 41, 42, 43, 44, 45]])
+    rollouts = engine.generate(batch)
+    assert [row.tolist()[:2] for row in rollouts.ragged(TOKENS).rows()] == [[10, 11], [40, 41], [40, 41]]
+    assert rollouts.ragged(SAMPLER_LOGPROBS).values.tolist() == [-0.5] * 18
+    known = batch.with_columns({PREFIX_LOGPROBS: [[], [-2.0, -3.0], [-1.0] * 6]})
+    assert engine.generate(known).ragged(SAMPLER_LOGPROBS).row(1).tolist() == [-2.0, -3.0, -0.5, -0.5, -0.5, -0.5]
+
+
+def test_scores_stand_in_their_own_rows(engine):
+    rollouts = engine.generate(asked(PROMPTS, budgets=[1, 2, 3]))
+    scores = engine.score(rollouts)
+    torch.testing.assert_close(scores.offsets, torch.tensor([0, 1, 3, 6]))
+
+
+def test_nothing_is_served_between_the_beginning_of_a_sync_and_its_end(tmp_path):
+    engine = open_scripted(tmp_path)
+    engine.begin(1)
+    with pytest.raises(RuntimeError, match="no whole version of the weights"):
+        engine.generate(asked(PROMPTS))
+    engine.finish(1)
+    with pytest.raises(RuntimeError, match=r"version 2 cannot be served: the groups hold \[1\]"):
+        engine.serve(2)
+    engine.close()
+
+
+def test_a_version_that_did_not_arrive_is_not_served(tmp_path):
+    engine = open_scripted(tmp_path)
+    engine.fleet.close()
+    engine.fleet = open_fleet(tmp_path, "receives nothing")
+    engine.begin(1)
+    with pytest.raises(TransferError, match="digest is 1 where 2 was due"):
+        engine.finish(1)
+    with pytest.raises(RuntimeError, match="no whole version"):
+        engine.score(asked(PROMPTS))
+    engine.close()
+
+
+def test_a_temperature_that_vllm_would_raise_is_refused(engine):
+    with pytest.raises(ValueError, match=r"temperature 0 or from 0.01 on, not at 0.001"):
+        engine.generate(asked(PROMPTS), Sampling(temperature=0.001))
+
+
+def test_groups_sleep_and_wake_in_two_stages(engine):
+    engine.sleep()
+    engine.wake("weights")
+    engine.wake("kv_cache")

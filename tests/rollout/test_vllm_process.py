@@ -1,0 +1,104 @@
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron_rl.batch.columns import ERROR, FINISH, TOKENS
+from megatron_rl.ops.logprobs import Sampling
+from megatron_rl.reshard.ring import memory_folder
+from tests.rollout.opening import asked, random_prompts
+
+pytestmark = pytest.mark.vllm
+
+COUNT = 300
+
+
+def long_wave():
+    """Enough to be still at work a moment later."""
+    return asked(random_prompts(COUNT, longest=20), budgets=[100] * COUNT)
+
+
+@contextmanager
+def when_writing(engine, act, **patience):
+    """Does `act` once tokens have been written, with this patience; afterwards the engine is as it was."""
+    scale, seen = engine.scale, threading.Event()
+
+    def progress(done, total, tokens):
+        if tokens and not seen.is_set():
+            seen.set()
+            act()
+
+    engine.progress = progress
+    retries = patience.pop("retries", scale.retries)
+    engine.scale = replace(scale, retries=retries, patience=replace(scale.patience, **patience))
+    try:
+        yield
+    finally:
+        engine.scale, engine.progress = scale, None
+
+
+def test_a_group_killed_while_it_writes_is_replaced_and_its_requests_are_finished(vllm_serving):
+    from tests.rollout.serving import expected_logprobs
+
+    engine = vllm_serving.engine
+    pid, restarts = engine.fleet.berths[0].group.pid, engine.fleet.restarts
+    with when_writing(engine, lambda: os.kill(pid, signal.SIGKILL)):
+        rollouts = engine.generate(long_wave(), Sampling(temperature=0))
+    assert engine.fleet.restarts == restarts + 1
+    assert engine.fleet.berths[0].group.pid != pid
+    assert rollouts.strings(ERROR) == [""] * COUNT
+    assert set(rollouts.strings(FINISH)) <= {"stop", "length"}
+    # The replacing group went on with the same weights, from where the lost one stood.
+    _, likeliest = expected_logprobs(vllm_serving.folder, rollouts)
+    assert torch.cat(likeliest).tolist() == rollouts[TOKENS].values.tolist()
+
+
+def test_a_group_that_hangs_is_ended_at_its_deadline_and_its_requests_fail_by_name(vllm_serving):
+    engine = vllm_serving.engine
+    pid = engine.fleet.berths[0].group.pid
+    with when_writing(engine, lambda: os.kill(pid, signal.SIGSTOP), retries=0, silence_s=10.0):
+        rollouts = engine.generate(long_wave())
+    failed = [error for error in rollouts.strings(ERROR) if error]
+    assert failed
+    assert all("was lost with 1 groups: vLLM group 0 said nothing for" in error for error in failed)
+    assert len(failed) + sum(1 for finish in rollouts.strings(FINISH) if finish in ("stop", "length")) == COUNT
+    # The next version finds a new group in its place.
+    vllm_serving.publish(vllm_serving.folder)
+    assert engine.generate(asked([[5, 6]])).strings(ERROR) == [""]
+
+
+def test_at_the_deadline_a_wave_comes_back_with_what_is_written(vllm_serving):
+    engine = vllm_serving.engine
+    with when_writing(engine, lambda: None, deadline_s=0.5):
+        rollouts = engine.generate(long_wave())
+    assert rollouts.strings(ERROR) == [""] * COUNT
+    cut = [
+        len(row)
+        for row, finish in zip(rollouts[TOKENS].rows(), rollouts.strings(FINISH), strict=True)
+        if finish == "abort"
+    ]
+    assert cut
+    assert all(length < 100 for length in cut)
+    assert engine.generate(asked([[5, 6]])).strings(FINISH)[0] in ("stop", "length")
+
+
+@pytest.mark.slow
+def test_a_group_whose_driver_is_gone_ends_and_leaves_nothing_in_memory(vllm_folder, tmp_path):
+    from tests.rollout.serving import Serving
+
+    serving = Serving(vllm_folder, tmp_path)
+    serving.publish(vllm_folder)
+    fleet = serving.engine.fleet
+    key, group = fleet.delivery.key, fleet.berths[0].group
+    assert list(memory_folder().glob(f"{key}*"))
+    group.wire.close()
+    ends = time.monotonic() + 60
+    while group.process.poll() is None and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert group.process.poll() is not None
+    assert not list(memory_folder().glob(f"{key}*"))
