@@ -13,7 +13,7 @@ from megatron_rl.actor.settings import ActorSettings
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.cluster.rank import Post, WeightRoute
-from megatron_rl.ports import Objective, Policy, Update
+from megatron_rl.ports import Critic, Objective, Policy, Update
 from megatron_rl.reshard.transport import Exchange, SyncReport
 
 
@@ -47,6 +47,12 @@ class ActorRank:
     def score(self, batch: Batch, policy: Policy) -> Ragged:
         return self.actor.score(batch, policy)
 
+    def value(self, batch: Batch) -> Ragged:
+        return self._critic.value(batch)
+
+    def update_critic(self, batch: Batch) -> Update:
+        return self._critic.update(batch)
+
     def save(self, folder: Path) -> None:
         self.actor.save(folder)
 
@@ -63,6 +69,11 @@ class ActorRank:
     def close(self) -> None:
         self._part()
         self.actor.close()
+
+    @property
+    def _critic(self) -> Critic:
+        assert self.actor.critic is not None, "only an actor with a critic is asked for values"
+        return self.actor.critic
 
     def _part(self) -> None:
         if self._sending is not None and self._sending[1].wire is not None:

@@ -16,10 +16,11 @@ from megatron_rl.actor import weights
 from megatron_rl.actor.architecture import HfConfig, describe
 from megatron_rl.actor.megatron_actor import Origin
 from megatron_rl.actor.rope import frequencies
-from megatron_rl.actor.settings import ActorSettings
+from megatron_rl.actor.settings import ActorSettings, CriticSettings
 from megatron_rl.batch.columns import REFERENCE_REWARDS
 from megatron_rl.buffer import GroupBuffer
 from megatron_rl.cluster.settings import ClusterSettings
+from megatron_rl.combining import check_combination
 from megatron_rl.data.prompts import DataSettings, PromptSet
 from megatron_rl.data.tokenizer import Tokenizer, decoder, load_tokenizer
 from megatron_rl.data.values import read_values
@@ -27,11 +28,12 @@ from megatron_rl.evaluate import EvaluationSettings, HeldOut
 from megatron_rl.loop import Run, Schedule
 from megatron_rl.pipeline import chain, check_wiring
 from megatron_rl.ports import Sampler, Stage
-from megatron_rl.processes import Apart, Cast, in_this_process
+from megatron_rl.processes import Apart, Cast, Engine, in_this_process
 from megatron_rl.rewards.pool import JudgeSettings, RewardPool
 from megatron_rl.rollout.blueprint import Blueprint
-from megatron_rl.rollout.embedded import Embedded, EmbeddedEngine
+from megatron_rl.rollout.embedded import Embedded
 from megatron_rl.rollout.settings import SamplingSettings
+from megatron_rl.rollout.vllm import ServedModel, Vllm
 from megatron_rl.rollout.vocabulary import Vocabulary, end_tokens
 from megatron_rl.spec.resolve import build
 from megatron_rl.spec.run import ModelSettings, Part, RunSettings, RunSpec
@@ -66,6 +68,8 @@ def read_ideas(spec: RunSpec) -> Ideas:
     written = (*getattr(type(sampler), "writes", ()), *from_data)
     named = (spec.choices["objective"].name, objective)
     problems = check_wiring(written, stages["collect"], stages["learn"], named)  # type: ignore[arg-type]
+    chosen = (spec.choices["sampler"].name, sampler)
+    problems += check_combination(chosen, stages["collect"], stages["learn"], named)  # type: ignore[arg-type]
     if problems:
         raise SpecError([f"{spec.files[0]}: {problem}" for problem in problems])
     collect, learn = stages["collect"], stages["learn"]
@@ -83,9 +87,11 @@ def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
     prompts = PromptSet.read(data.train, tokenizer, data)
     if data.values is not None and not is_value_run:
         prompts = prompts.with_values(read_values(data.values, value_fingerprint(spec)), data.solvable)
-    engine = _engine(spec.choices["rollout"], model.folder, tokenizer, sampling, actor_settings)
+    engine = _engine(spec, tokenizer)
     judge = _judge(spec)
-    cast = _cast(spec, Origin(folder=model.folder, reference=model.reference, sampling=sampling.law), engine)
+    critic = _settings(spec, "critic", CriticSettings) if "critic" in ideas.needs else None
+    origin = Origin(folder=model.folder, reference=model.reference, sampling=sampling.law, critic=critic)
+    cast = _cast(spec, origin, engine)
     telemetry = open_telemetry(
         _settings(spec, "telemetry", TelemetrySettings), folder, spec.plain, piece=_piece(tokenizer)
     )
@@ -101,7 +107,10 @@ def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
         buffer=GroupBuffer(prompts=ideas.sampler.prompts),
         actor=cast.actor,
         weights=cast.weights,
-        machines={"engine": engine, "actor": cast.actor, "judge": judge, "prompts": prompts, **cast.others},
+        machines={
+            **{"engine": engine, "actor": cast.actor, "judge": judge, "prompts": prompts, **cast.others},
+            **({"critic": cast.critic} if cast.critic else {}),
+        },
         telemetry=telemetry,
         evaluator=_evaluator(spec, data, tokenizer, engine, judge),
         facts={"spec": hashlib.sha256(repr(spec.plain).encode()).hexdigest(), "cut": repr(actor_settings)},
@@ -149,19 +158,26 @@ def environment() -> dict[str, str]:
     return found
 
 
-def _engine(
-    part: Part, folder: Path, tokenizer: Tokenizer, sampling: SamplingSettings, actor: ActorSettings
-) -> EmbeddedEngine:
-    settings = build(part)
-    if not isinstance(settings, Embedded):
-        raise SpecError(f"{part.place}: 'rollout' is '{part.name}', which this command cannot start; use 'embedded'.")
+def _engine(spec: RunSpec, tokenizer: Tokenizer) -> Engine:
+    part, run = spec.choices["rollout"], _settings(spec, "run", RunSettings)
+    settings, sampling = build(part), _settings(spec, "sampling", SamplingSettings)
+    folder = _settings(spec, "model", ModelSettings).folder
     end = end_tokens(folder, also=getattr(tokenizer, "eos_token_id", None))
     vocabulary = Vocabulary(decode=decoder(tokenizer), end=end, stop=sampling.stop)
-    dtype = torch.float32 if actor.precision.compute == "fp32" else torch.bfloat16
-    return settings.open(blueprint_of(weights.read_config(folder)), vocabulary, sampling, dtype)
+    precision = _settings(spec, "actor", ActorSettings).precision
+    dtype = torch.float32 if precision.compute == "fp32" else torch.bfloat16
+    hf = weights.read_config(folder)
+    match settings:
+        case Embedded():
+            return settings.open(blueprint_of(hf), vocabulary, sampling, dtype)
+        case Vllm():
+            architecture = describe(hf)
+            served = ServedModel(folder=folder, shape=architecture.shape, context=architecture.context, dtype=dtype)
+            return settings.open(served, vocabulary, sampling, run.folder / run.name / "logs")
+    raise SpecError(f"{part.place}: 'rollout' is '{part.name}', which this command cannot start; use 'embedded'.")
 
 
-def _cast(spec: RunSpec, origin: Origin, engine: EmbeddedEngine) -> Cast:
+def _cast(spec: RunSpec, origin: Origin, engine: Engine) -> Cast:
     """One rank stands beside the engine in this process; more are processes of their own."""
     run, settings = _settings(spec, "run", RunSettings), _settings(spec, "actor", ActorSettings)
     if settings.world == 1:
@@ -177,7 +193,7 @@ def _judge(spec: RunSpec) -> RewardPool:
 
 
 def _evaluator(
-    spec: RunSpec, data: DataSettings, tokenizer: Tokenizer, engine: EmbeddedEngine, judge: RewardPool
+    spec: RunSpec, data: DataSettings, tokenizer: Tokenizer, engine: Engine, judge: RewardPool
 ) -> HeldOut | None:
     if not data.evaluate:
         return None

@@ -1,8 +1,7 @@
 """The ports: what the loop and the ideas know of machines, and what the loop knows of ideas.
 
 Four seams for ideas: a `Sampler` chooses prompts, a `Stage` derives columns, an `Objective` prices tokens, a `Reward`
-scores answers. Four ports for machines: `RolloutEngine`, `Actor`, `WeightSync`, `Judge`. `Context` is all a stage may
-ask of the world.
+scores answers. Ports of machines: `RolloutEngine`, `Actor`, `Critic`, `WeightSync`, `Judge`. `Context` is all they see.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from megatron_rl.batch.ragged import Ragged
 from megatron_rl.ops.logprobs import Sampling
 
 Policy = Literal["current", "reference"]
-Need = Literal["engine", "actor", "judge", "prompts"]
 
 
 class Prompts(Protocol):
@@ -102,6 +100,14 @@ class Actor(Protocol):
     def close(self) -> None: ...
 
 
+class Critic(Protocol):
+    """Says VALUES beside the policy, and learns RETURNS. The actor saves and loads it."""
+
+    def value(self, batch: Batch) -> Ragged: ...
+
+    def update(self, batch: Batch) -> Update: ...
+
+
 class WeightSync(Protocol):
     """Moves the actor's weights into the engine."""
 
@@ -148,6 +154,10 @@ class Context:
     @property
     def actor(self) -> Actor:
         return self._machine("actor")  # type: ignore[return-value]
+
+    @property
+    def critic(self) -> Critic:
+        return self._machine("critic")  # type: ignore[return-value]
 
     @property
     def judge(self) -> Judge:
@@ -288,11 +298,3 @@ class Telemetry(Protocol):
 
     def close(self, reason: str) -> None:
         """`reason` is 'finished' or one sentence on what ended the run."""
-
-
-class Launcher(Protocol):
-    """Starts the processes of a run and gives their ports."""
-
-    def start(self) -> tuple[Actor, RolloutEngine, WeightSync]: ...
-
-    def close(self) -> None: ...

@@ -22,14 +22,19 @@ from megatron_rl.cluster.remote_sync import RemoteSync
 from megatron_rl.cluster.route import Route
 from megatron_rl.cluster.settings import ClusterSettings
 from megatron_rl.ports import Actor, Critic, WeightSync
+from megatron_rl.reshard.delivery import Cut, Source
 from megatron_rl.reshard.engines import huggingface_layout
-from megatron_rl.reshard.layout import LayoutError
+from megatron_rl.reshard.layout import LayoutError, ModelShape
 from megatron_rl.reshard.placement import together
 from megatron_rl.reshard.plan import plan
-from megatron_rl.reshard.sync import InProcessSync
+from megatron_rl.reshard.sync import DeliverySync, InProcessSync
 from megatron_rl.reshard.transport import Exchange, SyncReport
 from megatron_rl.rollout.embedded import EmbeddedEngine
+from megatron_rl.rollout.vllm_engine import VllmEngine
 from megatron_rl.spec.schema import SpecError
+
+
+Engine = EmbeddedEngine | VllmEngine
 
 
 class Closeable(Protocol):
@@ -48,7 +53,7 @@ class Cast:
     others: Mapping[str, Closeable] = field(default_factory=dict)
 
 
-def in_this_process(settings: ActorSettings, origin: Origin, seed: int, engine: EmbeddedEngine) -> Cast:
+def in_this_process(settings: ActorSettings, origin: Origin, seed: int, engine: Engine) -> Cast:
     """An actor of one rank beside the engine."""
     groups.join_alone()
     groups.cut(settings, seed)
@@ -56,8 +61,12 @@ def in_this_process(settings: ActorSettings, origin: Origin, seed: int, engine: 
     return Cast(actor=actor, weights=in_process_sync(actor, engine), critic=actor.critic)
 
 
-def in_process_sync(actor: MegatronActor, engine: EmbeddedEngine) -> InProcessSync:
+def in_process_sync(actor: MegatronActor, engine: Engine) -> WeightSync:
     """The actor's parameters into the engine's, by the plan between their layouts."""
+    if isinstance(engine, VllmEngine):
+        sync = DeliverySync(engine=engine, parameters={0: weights.parameters(actor.model)})
+        engine.expect(source_of(actor.model.architecture.shape, actor.settings), sync.send)
+        return sync
     source = weights.layout(actor.model)
     target = huggingface_layout(actor.model.architecture.shape)
     exchange = Exchange(
@@ -67,6 +76,12 @@ def in_process_sync(actor: MegatronActor, engine: EmbeddedEngine) -> InProcessSy
         dtype=engine.decoder.dtype,
     )
     return InProcessSync(exchange=exchange, serve=engine.serve, withhold=engine.withhold)
+
+
+def source_of(shape: ModelShape, settings: ActorSettings) -> Source:
+    """What an actor of this model sends, told without a model."""
+    modules = "transformer_engine" if has_transformer_engine() else "local"
+    return Source(shape=shape, cut=Cut.of(settings, shape.layers), modules=modules)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +94,14 @@ class Apart:
     cluster: ClusterSettings
     logs: Path
 
-    def start(self, engine: EmbeddedEngine) -> Cast:
-        """The ranks under Ray, sending to the engine in this process."""
+    def start(self, engine: Engine) -> Cast:
+        """The ranks under Ray, sending to the engine in this process, or to its groups on this machine."""
         try:
             machines = open_machines(self.cluster.address)
         except LayoutError as error:
             raise SpecError(str(error)) from None
         try:
-            placement = self.place(machines.nodes)
+            placement = self.place(machines.nodes, engine)
             order = ActorOrder(
                 settings=self.settings,
                 origin=_absolute(self.origin),
@@ -97,20 +112,30 @@ class Apart:
         except BaseException:
             machines.close()
             raise
-        inlet = EmbeddedInlet.of(engine, self._route(engine, None if placement.is_one_machine else group.address))
+        inlet = self._inlet(engine, None if placement.is_one_machine else group.address)
         sync = RemoteSync(group=group, inlet=inlet)
+        if isinstance(engine, VllmEngine):
+            engine.expect(source_of(self._shape, self.settings), sync.send)
         critic = group.critic if self.origin.critic else None
         return Cast(actor=group, weights=sync, critic=critic, others={"inlet": inlet, "cluster": machines})
 
-    def place(self, nodes: tuple[Node, ...]) -> Placement:
+    def place(self, nodes: tuple[Node, ...], engine: Engine | None = None) -> Placement:
         """Where everything stands; SpecError says what is short."""
-        on_gpu = any(node.gpus for node in nodes)
+        on_gpu, groups, workers = any(node.gpus for node in nodes), 1, 1
+        if isinstance(engine, VllmEngine):
+            groups, workers = engine.groups, engine.workers
+        elif on_gpu and self.cluster.placement == "split":
+            raise SpecError(
+                "cluster.placement is 'split', but the embedded engine lives in the driver on its machine's first GPU; "
+                "set it to 'colocated', or choose an engine with processes of its own by rollout=vllm."
+            )
         demand = Demand(
             ranks=self.settings.world,
             group=self.settings.tp,
             gpus=int(on_gpu),
             cpus=self.cluster.cpus_per_rank,
-            engine_gpus=int(on_gpu),
+            engines=groups,
+            engine_gpus=workers * int(on_gpu),
             placement=self.cluster.placement,
         )
         try:
@@ -118,9 +143,23 @@ class Apart:
         except LayoutError as error:
             raise SpecError(str(error)) from None
 
+    @property
+    def _shape(self) -> ModelShape:
+        return describe(weights.read_config(self.origin.folder)).shape
+
+    def _inlet(self, engine: Engine, meeting: Address | None) -> EmbeddedInlet | VllmEngine:
+        if isinstance(engine, EmbeddedEngine):
+            return EmbeddedInlet.of(engine, self._route(engine, meeting))
+        if meeting is not None:
+            raise SpecError(
+                "rollout is 'vllm', whose groups stand on the driver's machine, but the actor's ranks stand on several; "
+                "give the run one machine, or choose rollout=embedded."
+            )
+        return engine
+
     def _route(self, engine: EmbeddedEngine, meeting: Address | None) -> Route:
         return Route(
-            shape=describe(weights.read_config(self.origin.folder)).shape,
+            shape=self._shape,
             parallel=self.settings,
             modules="transformer_engine" if has_transformer_engine() else "local",
             key=f"megatron_rl-{uuid.uuid4().hex}",

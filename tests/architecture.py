@@ -16,7 +16,9 @@ MACHINES = ("actor", "rollout", "cluster", "data", "telemetry")
 FLOORS: Mapping[str, int] = (
     dict.fromkeys(("answers", "batch", "spec"), 0)
     | {"ops": 1}
-    | dict.fromkeys(("ports", "pipeline", "budget", "buffer", "drawing", "nursery", "reshard"), 2)
+    | dict.fromkeys(
+        ("ports", "accounting", "pipeline", "combining", "budget", "buffer", "drawing", "nursery", "reshard"), 2
+    )
     | dict.fromkeys((*IDEAS, *MACHINES), 3)
     | dict.fromkeys(("loop", "evaluate", "checkpoint"), 4)
     | dict.fromkeys(("cli", "launch", "assemble", "processes", "actor_rank", "planner"), 5)

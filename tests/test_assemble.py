@@ -21,7 +21,7 @@ def test_a_column_read_before_it_is_written_is_refused_at_load(data, tmp_path): 
 def test_every_unwritten_column_is_named(data, tmp_path):  # noqa: F811
     with pytest.raises(SpecError) as refusal:
         read_ideas(spec(data, tmp_path, "collect=[generate]", "learn=[group_baseline, importance_weight]"))
-    assert len(refusal.value.problems) == 3
+    assert len([problem for problem in refusal.value.problems if "reads" in problem]) == 3
 
 
 def test_differences_are_named_by_their_keys():

@@ -14,6 +14,7 @@ SMALL = {
     "prioritised": ("sampler.prioritised.prompts=4", "sampler.prioritised.samples=4"),
 }
 CHANGES = {
+    "ppo": ("learn=[old_logprobs, critic.value, generalised_advantage, {critic.update: {warmup: 1}}]",),
     "a_star_po": ("sampler.uniform.samples=1",),
     "dapo": ("sampler.uniform.wave=6", "schedule.max_waves=30", "objective.clipped.dual_clip=10.0"),
 }

@@ -4,7 +4,7 @@ R response tokens of a micro-batch, B rows of the step's batch.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,8 @@ class Outcome:
     """Why the step was skipped; empty where it was taken."""
     offending: Tensor | None = None
     """Rows of the batch that made it be skipped."""
+    rested: bool = False
+    """Whether there was no token to learn from, so that nothing moved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +45,15 @@ class Step:
     objective: Objective
     counts: Counts
     limits: Limits
-    law: vocab_parallel.Law
+    read: Callable[[Tensor, Packed], vocab_parallel.Scored]
+    """What the model's output says of each response token."""
 
     def take(self, chunks: Sequence[DistributedDataParallel], optimizer: Optimizer) -> Outcome:
         """Moves the weights, or leaves weights, moments and step count as they were and says why."""
+        if not self.counts.tokens:
+            # A policy that rests has its tokens masked; moments and weight decay must not move it either.
+            priced = dict.fromkeys(priced_nothing(self.objective).metrics, 0.0)
+            return Outcome(metrics=priced | {"loss": 0.0, "grad_norm": 0.0, "tokens": 0.0}, rested=True)
         optimizer.megatron.zero_grad()
         planned, packed = share(self.sequences, self.rows, self.limits)
         shares = schedule.forward_backward(chunks, packed, self.finish)
@@ -66,9 +73,9 @@ class Step:
         optimizer.step(norm)
         return Outcome(metrics=metrics)
 
-    def finish(self, logits_TV: Tensor, packed: Packed) -> schedule.Finished:
+    def finish(self, output_TV: Tensor, packed: Packed) -> schedule.Finished:
         """The share of the loss of one micro-batch, on the last stage."""
-        scored = vocab_parallel.score(logits_TV, packed.predictor_R, packed.target_R, self.law)
+        scored = self.read(output_TV, packed)
         entropy_R = scored.entropy_R if self.objective.needs_entropy else scored.entropy_R.detach()
         columns = packed.columns
         if OLD_LOGPROBS in self.objective.reads and OLD_LOGPROBS.name not in columns:

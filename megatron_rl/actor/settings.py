@@ -1,6 +1,7 @@
 """What a user may choose about the actor."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from megatron_rl.actor.parallel import Parallel
@@ -27,3 +28,20 @@ class ActorSettings(Parallel):
 
     reference: Literal["none", "device", "host"] = "none"
     """Where the frozen reference policy's weights wait between scores; `none` keeps no such policy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticSettings:
+    """How PPO's critic learns; it is cut and computed as the actor is. Used where a stage asks for a critic."""
+
+    folder: Path | None = None
+    """Hugging Face folder of the weights it starts from; null takes the actor's."""
+
+    clip: float | None = 0.5
+    """How far a value may move in one update before its error stops counting for less; null leaves it free."""
+
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """How its weights follow gradients."""
+
+    update: UpdateSettings = UpdateSettings()
+    """How a batch becomes its optimizer steps."""

@@ -51,6 +51,10 @@ class Resident(Protocol):
 
     def score(self, batch: Batch, policy: Policy) -> Ragged: ...
 
+    def value(self, batch: Batch) -> Ragged: ...
+
+    def update_critic(self, batch: Batch) -> Update: ...
+
     def save(self, folder: Path) -> None: ...
 
     def load(self, folder: Path) -> None: ...
@@ -99,7 +103,7 @@ class Beat(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Log-probabilities as plain arrays, which travel without being pickled."""
+    """Log-probabilities or values as plain arrays, which travel without being pickled."""
 
     values: ndarray
     offsets: ndarray
@@ -139,6 +143,14 @@ class RankHost:
     def score(self, batch: Batch, policy: Policy) -> Answer[Scores]:
         with self._doing("score"):
             return _answered(lambda: self._first(_plain(self._here.score(batch, policy))))
+
+    def value(self, batch: Batch) -> Answer[Scores]:
+        with self._doing("value"):
+            return _answered(lambda: self._first(_plain(self._here.value(batch))))
+
+    def update_critic(self, batch: Batch) -> Answer[Update]:
+        with self._doing("update the critic"):
+            return _answered(lambda: self._first(self._here.update_critic(batch)))
 
     def save(self, folder: Path) -> Answer[None]:
         with self._doing("save"):

@@ -35,6 +35,25 @@ class Sending:
         return reports
 
 
+@dataclass(frozen=True, eq=False)
+class GroupCritic:
+    """The `Critic` whose ranks are those of the actor."""
+
+    group: "WorkerGroup"
+
+    def value(self, batch: Batch) -> Ragged:
+        """The value before each response token."""
+        put = ray.put(batch)
+        return self.group.scores("value", [member.actor.value.remote(put) for member in self.group.members])
+
+    def update(self, batch: Batch) -> Update:
+        """Learns the returns."""
+        put, group = ray.put(batch), self.group
+        refs = [member.actor.update_critic.remote(put) for member in group.members]
+        update: Update = group.watch.gather("update of the critic", refs, group.settings.step_s)[0]
+        return update
+
+
 class WorkerGroup:
     """Each method calls every rank with the same arguments; a batch is put once and read in place by all of them."""
 
@@ -53,7 +72,15 @@ class WorkerGroup:
         """Log-probability of each response token."""
         put = ray.put(batch)
         refs = [member.actor.score.remote(put, policy) for member in self.members]
-        scores: Scores = self.watch.gather("score", refs, self.settings.step_s)[0]
+        return self.scores("score", refs)
+
+    @property
+    def critic(self) -> GroupCritic:
+        return GroupCritic(self)
+
+    def scores(self, what: str, refs: Sequence[ray.ObjectRef]) -> Ragged:
+        """The first rank's numbers, one for each response token."""
+        scores: Scores = self.watch.gather(what, refs, self.settings.step_s)[0]
         # What lies in the object store may not be written to, which tensors cannot express.
         return Ragged(torch.from_numpy(scores.values.copy()), torch.from_numpy(scores.offsets.copy()))
 

@@ -39,6 +39,12 @@ class Screening:
     """
 
     slot: ClassVar[str] = "screening"
+    requires: ClassVar = {"screen": "without that stage nothing is ever accepted, and groups are trained on in pieces"}
+    conflicts: ClassVar = {
+        "keep_mixed": "screening already keeps mixed groups only, and a filter before it drops what it would continue",
+        "optimal_value": "one rollout a prompt leaves nothing to screen; the rewards of the value run say which "
+        "prompts are hopeless, and data.solvable leaves them out",
+    }
     writes = DRAWN
 
     prompts: int = 16

@@ -60,6 +60,11 @@ SECTIONS: Final = (
     Section(name="schedule", target="megatron_rl.loop:Schedule", meaning="Steps, and when to save and evaluate."),
     Section(name="actor", target="megatron_rl.actor.settings:ActorSettings", meaning="How Megatron-Core trains."),
     Section(
+        name="critic",
+        target="megatron_rl.actor.settings:CriticSettings",
+        meaning="How PPO's critic learns, where a stage asks for one.",
+    ),
+    Section(
         name="rollout",
         kind="choice",
         room="rollout",

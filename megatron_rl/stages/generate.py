@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from megatron_rl.accounting import rollouts_of
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import (
     BUDGET,
@@ -36,6 +37,7 @@ class Generate:
     reads = (PROMPT_TOKENS, SEED)
     writes = (TOKENS, SAMPLER_LOGPROBS, LOSS_MASK, TOKEN_VERSIONS, FINISH, STATUS, ERROR, VERSION, RESPONSE_TEXT)
     uses: ClassVar[tuple[str, ...]] = ("engine",)
+    may_read: ClassVar = (PREFIX, PREFIX_LOGPROBS, PREFIX_FINISH, BUDGET, RESPONSE_TEXT)
 
     def __call__(self, batch: Batch, memory: None, context: Context) -> tuple[Batch, None]:
         rollouts = _generate_missing(batch, context)
@@ -47,6 +49,8 @@ class Generate:
             "rollout/length_max": float(length_B.max()),
             "rollout/tokens": float(length_B.sum()),
             "rollout/truncated_share": 1 - sum(stopped) / len(stopped),
+            "rollout/requested": float(len(batch)),
+            "rollout/failed": float(sum(failed)),
             "rollout/failed_share": sum(failed) / len(failed),
         }
         return rollouts.with_metrics(metrics), memory
@@ -55,11 +59,11 @@ class Generate:
 def _generate_missing(batch: Batch, context: Context) -> Batch:
     """Asks the engine for the rows whose prefix is not already a whole response."""
     if PREFIX_FINISH not in batch:
-        return context.engine.generate(batch)
+        return rollouts_of(context.engine, batch)
     whole_B = torch.tensor([finish != "" for finish in batch.strings(PREFIX_FINISH)])
     parts = [_as_it_is(batch.where(whole_B), context.version)] if bool(whole_B.any()) else []
     if not bool(whole_B.all()):
-        parts.append(context.engine.generate(batch.where(~whole_B).without(PREFIX_FINISH)))
+        parts.append(rollouts_of(context.engine, batch.where(~whole_B).without(PREFIX_FINISH)))
     order_B = torch.cat([whole_B.nonzero().flatten(), (~whole_B).nonzero().flatten()])
     return Batch.concat([_without_prefix(part) for part in parts]).take(torch.argsort(order_B))
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from megatron_rl.accounting import rollouts_of
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import BASELINE, REWARD, TOKENS
 from megatron_rl.ops.logprobs import Sampling
@@ -30,7 +31,7 @@ class GreedyBaseline:
     def __call__(self, batch: Batch, memory: None, context: Context) -> tuple[Batch, None]:
         first_G = torch.tensor([int(rows[0]) for rows in batch.group_rows()])
         asked = batch.take(first_G).select(DRAWN).with_columns(phase=["greedy"] * len(first_G))
-        greedy = context.judge.judge(context.engine.generate(asked, GREEDY))
+        greedy = context.judge.judge(rollouts_of(context.engine, asked, GREEDY))
         reward_G = greedy.numbers(REWARD)
         metrics = {
             "greedy_baseline/mean": float(reward_G.mean()),

@@ -24,6 +24,7 @@ class Screen:
     """
 
     slot: ClassVar[str] = "screening"
+    requires: ClassVar = {"screening": "that sampler labels rollouts by phase and continues what is accepted here"}
     reads = (GROUP, SLOT, PHASE, CORRECT, LOSS_MASK)
     writes = (KEPT, LOSS_MASK)
 

@@ -55,6 +55,13 @@ class Echo:
         tokens = batch.ragged(TOKENS)
         return Ragged(-tokens.values.float(), tokens.offsets)
 
+    def value(self, batch: Batch) -> Ragged:
+        tokens = batch.ragged(TOKENS)
+        return Ragged(tokens.values.float() / 2, tokens.offsets)
+
+    def update_critic(self, batch: Batch) -> Update:
+        return Update(metrics={"rows": float(len(batch))}, steps=1)
+
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.post.rank}").write_text(str(folder.is_absolute()))

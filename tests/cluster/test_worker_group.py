@@ -27,6 +27,8 @@ def test_the_group_is_an_actor_whose_ranks_are_processes(start, tmp_path, monkey
     assert update.offending == batch().take(torch.tensor([0]))
     scores = group.score(batch())
     torch.testing.assert_close(scores.values, -torch.arange(6.0))
+    torch.testing.assert_close(group.critic.value(batch()).values, torch.arange(6.0) / 2)
+    assert group.critic.update(batch()).metrics == {"rows": 3.0}
     group.save(Path("saved"))
     group.load(Path("saved"))
     assert sorted(path.read_text() for path in (tmp_path / "saved").iterdir()) == ["True", "True"]

@@ -107,7 +107,7 @@ def gradients_of(actor: MegatronActor, batch: Batch) -> dict[str, Tensor]:
         objective=objective,
         counts=sequences.counts(rows),
         limits=actor.limits,
-        law=actor.law,
+        read=actor.read,
     )
     schedule.forward_backward(actor.chunks, share(sequences, rows, actor.limits)[1], step.finish)
     local = {Key(0, name): parameter.main_grad for name, parameter in actor.model.chunks[0].named_parameters()}

@@ -16,5 +16,7 @@ def test_every_request_gets_a_response_and_the_wave_is_summed_up():
         "rollout/length_max": 1.0,
         "rollout/tokens": 6.0,
         "rollout/truncated_share": 0.0,
+        "rollout/requested": 6.0,
+        "rollout/failed": 0.0,
         "rollout/failed_share": 0.0,
     }

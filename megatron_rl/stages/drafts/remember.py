@@ -37,6 +37,7 @@ class Remember:
     """
 
     slot: ClassVar[str] = "drafts"
+    requires: ClassVar = {"drafts.reuse": "nothing else reads the drafts, and it opens the memory they are kept in"}
     reads = (*CACHED, STATUS)
     writes = ()
     uses: ClassVar[tuple[str, ...]] = ("actor",)

@@ -52,6 +52,7 @@ class Reuse:
     """
 
     slot: ClassVar[str] = "drafts"
+    requires: ClassVar = {"drafts.remember": "there are no drafts unless it keeps the responses"}
     reads = (PROMPT_ID, GROUP, SLOT, PROMPT_TOKENS, EPOCH, PHASE)
     writes = (PREFIX, PREFIX_LOGPROBS, PREFIX_FINISH, RESPONSE_TEXT, REUSED)
     uses: ClassVar[tuple[str, ...]] = ("engine", "actor")

@@ -1,0 +1,81 @@
+"""What may stand together in one configuration: refused at load, with the reason, where the result could not be right.
+
+Three rules follow from columns alone: a decision is made once, what is decided is used, and an idea gets the company it
+asks for. For what columns cannot tell, a class says `conflicts` or `requires`: names of other ideas, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from megatron_rl.batch.columns import DICTIONARY, Column
+from megatron_rl.ports import Objective, Sampler, Stage
+
+Named = tuple[str, Sampler | Stage | Objective]
+
+
+def check_combination(
+    sampler: tuple[str, Sampler],
+    collect: Sequence[tuple[str, Stage]],
+    learn: Sequence[tuple[str, Stage]],
+    objective: tuple[str, Objective],
+) -> list[str]:
+    """One sentence for every pair that cannot be right together; empty when all fit."""
+    return [
+        *_disagreements((sampler, *collect, *learn, objective)),
+        *_overwritten((*collect, *learn)),
+        *_unused(learn, objective),
+    ]
+
+
+def _disagreements(ideas: Sequence[Named]) -> Iterator[str]:
+    names = {name for name, _ in ideas}
+    for name, idea in ideas:
+        for other, reason in _said(idea, "conflicts").items():
+            if other in names:
+                yield f"'{name}' and '{other}' do not go together: {reason}."
+        for other, reason in _said(idea, "requires").items():
+            if other not in names:
+                yield f"'{name}' needs '{other}' beside it: {reason}."
+
+
+def _overwritten(stages: Sequence[tuple[str, Stage]]) -> Iterator[str]:
+    """Two stages that decide the same thing: the later one would silently win."""
+    unread: dict[str, str] = {}
+    for name, stage in stages:
+        seen = {column.name for column in (*stage.reads, *_may_read(stage))}
+        unread = {column: writer for column, writer in unread.items() if column not in seen}
+        for column in stage.writes:
+            if column.name in unread:
+                yield (
+                    f"'{unread[column.name]}' and '{name}' both write '{column.name}' ({column.meaning}), and nothing "
+                    "between them reads it; keep one."
+                )
+            unread[column.name] = name
+
+
+def _unused(learn: Sequence[tuple[str, Stage]], objective: tuple[str, Objective]) -> Iterator[str]:
+    """A stage of which nothing reaches the loss: the configuration says one method, the loss is another's."""
+    readers: list[tuple[Column, ...]] = [(*stage.reads, *_may_read(stage)) for _, stage in learn]
+    readers.append(tuple(objective[1].reads))
+    for place, (name, stage) in enumerate(learn):
+        later = {column.name for reads in readers[place + 1 :] for column in reads}
+        written = [column for column in stage.writes if column.name in DICTIONARY]
+        # A stage that asks a machine may be there for what it does, and one with columns of its own for the record.
+        does_more = getattr(type(stage), "uses", ()) or len(written) < len(stage.writes)
+        if written and not does_more and not later & {column.name for column in written}:
+            columns = " and ".join(f"'{column.name}'" for column in written)
+            yield (
+                f"'{name}' writes {columns}, which objective '{objective[0]}' and the stages after it never read; "
+                "leave it out, or take another objective."
+            )
+
+
+def _said(idea: object, what: str) -> Mapping[str, str]:
+    said: Mapping[str, str] = getattr(type(idea), what, {})
+    return said
+
+
+def _may_read(stage: Stage) -> tuple[Column, ...]:
+    columns: tuple[Column, ...] = getattr(type(stage), "may_read", ())
+    return columns

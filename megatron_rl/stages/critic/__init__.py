@@ -1,0 +1,1 @@
+"""PPO: `value` before `generalised_advantage`, `update` after it."""

@@ -1,0 +1,69 @@
+import pyarrow as pa
+
+from megatron_rl.batch.columns import ADVANTAGE, BASELINE, KEPT, REWARD, SPREAD, Column
+from megatron_rl.combining import check_combination
+
+
+class Idea:
+    def __init__(self, reads=(), writes=()):
+        self.reads, self.writes = reads, writes
+
+
+class Jealous(Idea):
+    conflicts = {"other": "there is room for one"}  # noqa: RUF012  # as ideas declare it
+
+
+class Lonely(Idea):
+    requires = {"friend": "it cannot be alone"}  # noqa: RUF012
+
+
+class Asks(Idea):
+    uses = ("engine",)
+
+
+class Peeks(Idea):
+    may_read = (BASELINE,)
+
+
+BASELINES = Idea(reads=(REWARD,), writes=(BASELINE,))
+ADVANTAGES = Idea(reads=(REWARD, BASELINE, SPREAD), writes=(ADVANTAGE,))
+UNIFORM = ("uniform", Idea())
+CLIPPED = ("clipped", Idea(reads=(ADVANTAGE,)))
+
+
+def check(learn, collect=(), objective=CLIPPED, sampler=UNIFORM):
+    return check_combination(sampler, collect, learn, objective)
+
+
+def test_a_baseline_its_advantage_and_a_loss_that_reads_it_fit():
+    assert check([("one", BASELINES), ("advantage", ADVANTAGES)]) == []
+
+
+def test_two_stages_that_decide_the_same_are_refused_whichever_chain_they_stand_in():
+    (problem,) = check([("one", BASELINES), ("two", BASELINES), ("advantage", ADVANTAGES)])
+    assert "'one' and 'two' both write 'baseline'" in problem
+    assert "keep one" in problem
+    assert len(check([("two", BASELINES), ("advantage", ADVANTAGES)], collect=[("one", BASELINES)])) == 1
+
+
+def test_a_stage_that_reads_what_it_writes_goes_on_from_there():
+    shrinks = Idea(reads=(BASELINE,), writes=(BASELINE,))
+    assert check([("one", BASELINES), ("two", shrinks), ("advantage", ADVANTAGES)]) == []
+    assert check([("one", BASELINES), ("two", Peeks(writes=(BASELINE,))), ("advantage", ADVANTAGES)]) == []
+
+
+def test_what_nothing_reads_is_refused_unless_it_does_something_else_too():
+    own = Column(name="own", type=pa.int64(), meaning="for the record")
+    (problem,) = check([("one", BASELINES)], objective=("regression", Idea(reads=(REWARD,))))
+    assert "'one' writes 'baseline', which objective 'regression'" in problem
+    assert check([("one", Asks(writes=(BASELINE,)))]) == []
+    assert check([("one", Idea(writes=(BASELINE, own)))]) == []
+    assert check([("one", Idea(writes=()))]) == []
+
+
+def test_an_idea_names_what_it_cannot_stand_and_what_it_cannot_be_without():
+    (problem,) = check([], collect=[("jealous", Jealous()), ("other", Idea(writes=(KEPT,)))])
+    assert problem == "'jealous' and 'other' do not go together: there is room for one."
+    (problem,) = check([], sampler=("lonely", Lonely()))
+    assert problem == "'lonely' needs 'friend' beside it: it cannot be alone."
+    assert check([], sampler=("lonely", Lonely()), collect=[("friend", Idea())]) == []
