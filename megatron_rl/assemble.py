@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -36,7 +35,7 @@ from megatron_rl.rollout.settings import SamplingSettings
 from megatron_rl.rollout.vllm import ServedModel, Vllm
 from megatron_rl.rollout.vocabulary import Vocabulary, end_tokens
 from megatron_rl.spec.resolve import build
-from megatron_rl.spec.run import ModelSettings, Part, RunSettings, RunSpec
+from megatron_rl.spec.run import ModelSettings, RunSettings, RunSpec
 from megatron_rl.spec.schema import SpecError
 from megatron_rl.telemetry.settings import TelemetrySettings, open_telemetry
 

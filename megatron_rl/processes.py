@@ -33,7 +33,6 @@ from megatron_rl.rollout.embedded import EmbeddedEngine
 from megatron_rl.rollout.vllm_engine import VllmEngine
 from megatron_rl.spec.schema import SpecError
 
-
 Engine = EmbeddedEngine | VllmEngine
 
 
@@ -80,8 +79,11 @@ def in_process_sync(actor: MegatronActor, engine: Engine) -> WeightSync:
 
 def source_of(shape: ModelShape, settings: ActorSettings) -> Source:
     """What an actor of this model sends, told without a model."""
-    modules = "transformer_engine" if has_transformer_engine() else "local"
-    return Source(shape=shape, cut=Cut.of(settings, shape.layers), modules=modules)
+    return Source(
+        shape=shape,
+        cut=Cut.of(settings, shape.layers),
+        modules="transformer_engine" if has_transformer_engine() else "local",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +114,13 @@ class Apart:
         except BaseException:
             machines.close()
             raise
-        inlet = self._inlet(engine, None if placement.is_one_machine else group.address)
-        sync = RemoteSync(group=group, inlet=inlet)
         if isinstance(engine, VllmEngine):
+            sync = RemoteSync(group=group, inlet=engine)
             engine.expect(source_of(self._shape, self.settings), sync.send)
+            inlet: Closeable = engine
+        else:
+            inlet = EmbeddedInlet.of(engine, self._route(engine, None if placement.is_one_machine else group.address))
+            sync = RemoteSync(group=group, inlet=inlet)
         critic = group.critic if self.origin.critic else None
         return Cast(actor=group, weights=sync, critic=critic, others={"inlet": inlet, "cluster": machines})
 
@@ -139,23 +144,19 @@ class Apart:
             placement=self.cluster.placement,
         )
         try:
-            return place(demand, nodes)
+            placed = place(demand, nodes)
         except LayoutError as error:
             raise SpecError(str(error)) from None
+        if isinstance(engine, VllmEngine) and not placed.is_one_machine:
+            raise SpecError(
+                "rollout is 'vllm', whose groups stand on the driver's machine, but this run takes several machines; "
+                "give it fewer ranks or more GPUs a machine, or choose rollout=embedded."
+            )
+        return placed
 
     @property
     def _shape(self) -> ModelShape:
         return describe(weights.read_config(self.origin.folder)).shape
-
-    def _inlet(self, engine: Engine, meeting: Address | None) -> EmbeddedInlet | VllmEngine:
-        if isinstance(engine, EmbeddedEngine):
-            return EmbeddedInlet.of(engine, self._route(engine, meeting))
-        if meeting is not None:
-            raise SpecError(
-                "rollout is 'vllm', whose groups stand on the driver's machine, but the actor's ranks stand on several; "
-                "give the run one machine, or choose rollout=embedded."
-            )
-        return engine
 
     def _route(self, engine: EmbeddedEngine, meeting: Address | None) -> Route:
         return Route(

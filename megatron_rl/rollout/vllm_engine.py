@@ -61,6 +61,15 @@ class VllmEngine:
         self.version = -1
         self.progress: Callable[[int, int, int], None] | None = None
 
+    @property
+    def groups(self) -> int:
+        return len(self.fleet.posts)
+
+    @property
+    def workers(self) -> int:
+        """Workers of each group."""
+        return self.fleet.terms.tp
+
     def expect(self, source: Source, send: Send | None = None) -> None:
         """Says what sends the weights; `send` sends those of the version being served once more, where that can be."""
         self.fleet.source, self.fleet.send = source, send

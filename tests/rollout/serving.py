@@ -29,7 +29,9 @@ CONTEXT = 128
 class Serving:
     """An engine and the folder whose weights it serves; `publish` sends another folder's through a one-rank actor."""
 
-    def __init__(self, folder: Path, logs: Path, end: tuple[int, ...] = (1,), max_tokens: int = 24, stop=(), **choices) -> None:
+    def __init__(
+        self, folder: Path, logs: Path, end: tuple[int, ...] = (1,), max_tokens: int = 24, stop=(), **choices
+    ) -> None:
         self.shape = describe(weights.read_config(folder)).shape
         self.folder, self.version = folder, -1
         model = ServedModel(folder=folder, shape=self.shape, context=CONTEXT, dtype=torch.float32)
