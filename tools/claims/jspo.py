@@ -14,16 +14,16 @@ from tools.claims.page import Page, over, spread
 from tools.claims.trial import Bench, Levels, Protocol, Task
 
 TASKS = {
-    "alike (3 to 8 steps)": Levels(easiest=3, hardest=8, count=96),
-    "of two kinds (1 to 8)": Levels(easiest=1, hardest=8, count=96),
+    "alike (3 to 8 steps)": Levels(easiest=3, hardest=8, count=64),
+    "of two kinds (1 to 8)": Levels(easiest=1, hardest=8, count=64),
 }
-FULL = Draws(prompts=32, truth=128, pool=128, sizes=(2, 4, 8, 16), gradients=8)
+FULL = Draws(prompts=32, truth=96, pool=64, sizes=(2, 4, 8, 16), gradients=4)
 QUICK = Draws(prompts=4, truth=8, pool=8, sizes=(2,), gradients=3)
 ASKED = """JSPO shrinks a prompt's leave-one-out mean towards the other prompts of the batch, so its baseline should be
 nearer to the truth than RLOO's, most of all in small groups. Headline: error at most 0.6 of RLOO's with groups of 2,
 at most 0.8 with groups of 8. Both baselines see the same rollouts of one warmed-up model, 32 prompts a batch; each
-prompt's true value comes from 128 further rollouts, and the error is corrected for their own noise. The gradient
-variance is the trace of the covariance of whole-batch gradients over 8 batches of the same 32 prompts."""
+prompt's true value comes from 96 further rollouts, and the error is corrected for their own noise. The gradient
+variance is the trace of the covariance of whole-batch gradients over 4 batches of the same 32 prompts."""
 
 
 def page(work: Path, seeds: Sequence[int], quick: bool) -> Page:
@@ -85,9 +85,9 @@ def _found(runs: Sequence[dict], draws: Draws) -> list[str]:
         said.append(f"Prompts {name}, whose true values have a deviation of {spread(spreads)}: {'; '.join(met)}.")
     return [
         *said,
-        "Where prompts are of two kinds, nearly always and seldom solved, their means lie far apart, and there is "
+        "Where prompts are of two kinds, mostly and seldom solved, their means lie far apart, and there is "
         "little to gain from the others: the weight falls with the spread, as the formula says it should.",
-        "Ranges are over seeds; each seed is a model of its own with prompts of its own.",
+        "Ranges are over seeds; each seed has prompts and rollouts of its own; the model is the same.",
     ]
 
 

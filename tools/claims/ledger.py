@@ -18,7 +18,7 @@ from megatron_rl.batch.columns import PREFIX, TOKENS
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.loop import Run
 from megatron_rl.ops.logprobs import Sampling
-from megatron_rl.ports import Actor, Evaluation, Judge, Objective, Policy, RolloutEngine, StepRecord, Update
+from megatron_rl.ports import Actor, Critic, Evaluation, Judge, Objective, Policy, RolloutEngine, StepRecord, Update
 from tools.claims.apart import forget_peak, resident_mib
 
 
@@ -109,6 +109,24 @@ class MeteredActor:
 
     def close(self) -> None:
         self.actor.close()
+
+
+@dataclass(kw_only=True)
+class MeteredCritic:
+    """A `Critic` that counts what it says and learns."""
+
+    critic: Critic
+    spent: Spending
+
+    def value(self, batch: Batch) -> Ragged:
+        with self.spent.on_learning("critic"):
+            values = self.critic.value(batch)
+        self.spent.totals["tokens/valued"] += len(values.values)
+        return values
+
+    def update(self, batch: Batch) -> Update:
+        with self.spent.on_learning("critic"):
+            return self.critic.update(batch)
 
 
 @dataclass(kw_only=True)

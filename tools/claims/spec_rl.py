@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from tools.claims.page import Page, over, spread
 from tools.claims.trial import Arm, Bench, Levels, Protocol, Result, Task
 
-EPOCHS, STEPS_AN_EPOCH, PROMPTS = 6, 16, 32
+EPOCHS, STEPS_AN_EPOCH, PROMPTS = 6, 10, 32
 LENIENCES = {"1": 0.0, "e^0.2": 0.2, "e^0.5": 0.5, "e^1": 1.0}
 HEADLINE = "SPEC-RL, lenience e^0.5"
 ASKED = """A draft from the last epoch is verified in one forward pass and kept up to the first rejected token, so
 fewer tokens have to be decoded. Headline: at lenience e^0.5 at least twice fewer decoded tokens than GRPO from the
-second epoch on, with the accuracy within noise. Every arm is the GRPO of configs/spec_rl.yaml on the same {prompts} prompts, {epochs} epochs of
-{steps} steps; decoded tokens are those the engine wrote, verified ones are those it scored. Rollout seconds are those
-of generation and verification together."""
+second epoch on, with the accuracy within noise. Every arm is the GRPO of configs/spec_rl.yaml, without a penalty for
+leaving the reference, on the same {prompts} prompts with 4 rollouts each, {epochs} epochs of {steps} steps of one
+update. Decoded tokens are those the engine wrote, verified ones those it scored; rollout seconds are both together."""
 
 
 def arms() -> list[Arm]:
@@ -43,6 +43,9 @@ def page(work: Path, seeds: Sequence[int], quick: bool) -> Page:
     changes = (
         f"sampler={{uniform: {{prompts: {prompts}, samples: 4}}}}",
         "actor.update.steps=1",
+        "actor.reference=none",
+        "learn=[group_baseline, advantage]",
+        "objective={clipped: {kl: 0.0}}",
         "actor.optimizer.learning_rate.peak=3e-4",
     )
     protocol = Protocol(steps=EPOCHS * steps, evaluate_every=steps, changes=changes)

@@ -1,8 +1,8 @@
-"""The start that every measured run shares: a tiny model, warmed up on chained arithmetic, made once per seed.
+"""The start that every measured run shares: a tiny model, warmed up on chained arithmetic, made once.
 
 Demonstrations always think, first without a slip; then, for the last quarter of the time, each step goes wrong with
-probability 0.25 where there are more than two. So the model can do all, and does the short ones nearly always and the
-long ones seldom.
+probability 0.25 where there are more than two. So the model can do all, and does the short ones mostly and the long
+ones seldom.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from megatron_rl.spec.load import SHIPPED, load
 from megatron_rl.spec.run import RunSpec
 from tools.claims.apart import apart
 from tools.claims.kept import kept
-from tools.claims.ledger import Ledger, MeteredActor, MeteredEngine, MeteredJudge, Spending
+from tools.claims.ledger import Ledger, MeteredActor, MeteredCritic, MeteredEngine, MeteredJudge, Spending
 from tools.claims.start import WarmStart
 
 HELD_OUT_SEED, TRAIN_SEED = 2_000_003, 3_000_017
@@ -124,7 +124,7 @@ class Bench:
         return result
 
     def run(self, arm: Arm, seed: int) -> Result:
-        model = WarmStart(seed=seed, steps=self.task.warm_up).folder(self.work)
+        model = WarmStart(seed=0, steps=self.task.warm_up).folder(self.work)
         with tempfile.TemporaryDirectory() as scratch:
             spec, spent = self.spec(arm, seed, model, Path(scratch)), Spending()
             if arm.value_samples:
@@ -199,8 +199,10 @@ def _values(spec: RunSpec, samples: int, spent: Spending) -> None:
 
 def metered(machines: Mapping[str, object], spent: Spending) -> dict[str, object]:
     """The machines of a run, each counting what it is asked for."""
+    critic = {"critic": MeteredCritic(critic=machines["critic"], spent=spent)} if "critic" in machines else {}  # type: ignore[arg-type]
     return {
         **machines,
+        **critic,
         "engine": MeteredEngine(engine=machines["engine"], spent=spent),  # type: ignore[arg-type]
         "actor": MeteredActor(actor=machines["actor"], spent=spent),  # type: ignore[arg-type]
         "judge": MeteredJudge(judge_=machines["judge"], spent=spent),  # type: ignore[arg-type]
