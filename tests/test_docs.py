@@ -1,0 +1,46 @@
+"""The documentation: links lead somewhere, files and commands that it names exist, its configurations load."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_rl.assemble import read_ideas
+from megatron_rl.cli import COMMANDS
+from megatron_rl.spec.load import load
+
+HOME = Path(__file__).parents[1]
+PAGES = [*sorted((HOME / "docs").glob("*.md")), HOME / "README.md", HOME / "CONTRIBUTING.md", HOME / "SECURITY.md"]
+MADE = {"docs/reference.md"}
+"""Pages that a command writes."""
+FENCES = [
+    pytest.param(text, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, text in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_that_are_there(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            path = (page.parent / target).resolve()
+            assert path.exists() or str(path.relative_to(HOME)) in MADE, target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files_and_commands_exist(page):
+    text = page.read_text()
+    for path in re.findall(r"(?:configs|tools|slurm|examples|requirements|tests)/[\w/.-]*\w", text):
+        assert (HOME / path).exists() or Path(path).stem in ("x", "test_x"), path
+    # An indented line or the beginning of inline code; prose may say the name of the program alone.
+    for command in re.findall(r"(?:^ {4}|^    \.venv/bin/|`)(?:\.venv/bin/)?megatron-rl ([a-z-]+)", text, re.MULTILINE):
+        assert command in COMMANDS, command
+
+
+@pytest.mark.parametrize("text", FENCES)
+def test_configurations_load_and_every_column_is_written_before_it_is_read(text, tmp_path):
+    written = {"extends": "base/math_7b.yaml", **yaml.safe_load(text)}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(written))
+    read_ideas(load(tmp_path / "run.yaml"))
