@@ -14,8 +14,9 @@ from megatron_rl.spec.describe import describe
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
 HEAD = """# Reference
 
-Made by `tools/make_reference.py`; the same text as `megatron-rl train --help`. A key is written `name = default (type) meaning`.
-A choice is written with its keys below its name, `sampler: {uniform: {prompts: 32}}`, a chain as a list of names.
+Made by `tools/make_reference.py`; the same text as `megatron-rl train --help`. A key is written
+`name = default (type) meaning`. A choice is written with its keys below its name, as in
+`sampler: {uniform: {prompts: 32}}`, a chain as a list of names.
 """
 
 
