@@ -10,6 +10,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
+from megatron_rl.accounting import rollouts_of
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import CORRECT, EXTRACTED, FINISH, PROMPT_ID, SOURCE, TOKENS
 from megatron_rl.drawing import requests
@@ -58,7 +59,7 @@ class HeldOut:
         context = Context(step=0, version=0, seed=self.seed, machines={"prompts": self.prompts})
         picks = [(0, place) for place in range(len(self.prompts.ids))]
         asked = requests(context, picks, self.samples, first_group=0, phase="evaluate")
-        return self.judge.judge(self.engine.generate(asked, self.sampling))
+        return self.judge.judge(rollouts_of(self.engine, asked, self.sampling))
 
 
 def measure(batch: Batch, samples: int) -> dict[str, float]:

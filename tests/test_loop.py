@@ -19,6 +19,7 @@ from megatron_rl.stages.advantage import Advantage
 from megatron_rl.stages.generate import Generate
 from megatron_rl.stages.judge import Judge
 from megatron_rl.stages.leave_one_out_baseline import LeaveOneOutBaseline
+from tests.fakes.faulty_engine import FAULTS, FaultyEngine, dies
 from tests.fakes.tabular import FirstAnswerIsRight, NumberedPrompts, Recorder, TabularActor, TabularEngine, TabularSync
 
 PROMPTS = 7
@@ -204,3 +205,22 @@ def test_phases_are_timed(tmp_path):
     run = make_run(tmp_path, steps=1)
     train(run)
     assert {"collect", "learn", "update", "publish"} <= run.telemetry.records[0].seconds.keys()
+
+
+def test_requested_is_scored_and_failed_whatever_an_engine_does_to_rollouts(tmp_path):
+    run = make_run(tmp_path, steps=8)
+    engine = FaultyEngine(run.machines["engine"], dict(enumerate(fault for fault, _, _ in FAULTS.values())))
+    run.machines = {**run.machines, "engine": engine}
+    train(run)
+    told = [record.metrics for record in run.telemetry.records]
+    assert all(each["rollout/requested"] == each["rollout/scored"] + each["rollout/failed"] for each in told)
+    assert sum(each["rollout/failed"] for each in told) > 0
+    assert run.memories["buffer"]["pushed"] == 16 * engine.calls
+
+
+def test_an_engine_that_dies_ends_the_run_with_the_rollouts_it_was_writing(tmp_path):
+    run = make_run(tmp_path, steps=4)
+    run.machines = {**run.machines, "engine": FaultyEngine(run.machines["engine"], {1: dies})}
+    with pytest.raises(ConnectionResetError) as caught:
+        train(run)
+    assert "The engine was writing 16 rollouts: rollout 0 of group 4, prompt 'p" in caught.value.__notes__[0]

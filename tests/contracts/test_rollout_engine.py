@@ -131,14 +131,17 @@ def test_the_context_bounds_a_response(engine):
 
 
 def test_a_prefix_is_kept_and_continued_as_if_it_had_been_written(engine, plain):
-    whole = tokens_of(plain.rollouts)
+    written = engine.generate(plain.batch, Sampling(temperature=0))
+    whole = tokens_of(written)
     heads = [row[: len(row) // 2] for row in whole]
-    known = [row[: len(row) // 2].tolist() for row in plain.rollouts[SAMPLER_LOGPROBS].rows()]
-    resumed = engine.generate(asked(plain.prompts, prefixes=heads).with_columns({PREFIX_LOGPROBS: known}))
+    known = [row[: len(row) // 2].tolist() for row in written[SAMPLER_LOGPROBS].rows()]
+    asked_on = asked(plain.prompts, prefixes=heads).with_columns({PREFIX_LOGPROBS: known})
+    resumed = engine.generate(asked_on, Sampling(temperature=0))
     assert tokens_of(resumed) == whole
-    torch.testing.assert_close(
-        resumed[SAMPLER_LOGPROBS].values, plain.rollouts[SAMPLER_LOGPROBS].values, atol=TOLERANCE, rtol=0
-    )
+    assert torch.equal(resumed[SAMPLER_LOGPROBS].values, written[SAMPLER_LOGPROBS].values)
+    drawn = engine.generate(asked_on)
+    assert all(row[: len(head)] == head for row, head in zip(tokens_of(drawn), heads, strict=True))
+    assert tokens_of(engine.generate(asked_on)) == tokens_of(drawn)
 
 
 def test_a_prefix_counts_towards_its_budget_and_gets_log_probabilities_where_it_came_without(engine, plain):

@@ -63,12 +63,12 @@ class TabularActor:
         self.closed = False
 
     def update(self, batch: Batch, objective: Objective) -> Update:
-        place_B = batch.ragged(PROMPT_TOKENS).values.long().numpy()
-        arm_B = batch.ragged(TOKENS).values.long().numpy()
-        advantage_B = batch.ragged(ADVANTAGE).values.double().numpy()
-        score = np.eye(ARMS)[arm_B] - self._law()[place_B]
+        tokens = batch.ragged(TOKENS)
+        place_T = batch.ragged(PROMPT_TOKENS).values.long()[tokens.row_T].numpy()
+        advantage_T = batch.ragged(ADVANTAGE).values.double().numpy()
+        score = np.eye(ARMS)[tokens.values.long().numpy()] - self._law()[place_T]
         gradient = np.zeros_like(self.logits)
-        np.add.at(gradient, place_B, advantage_B[:, None] * score)
+        np.add.at(gradient, place_T, advantage_T[:, None] * score)
         self.momentum = 0.9 * self.momentum + gradient
         self.logits = self.logits + 0.1 * self.momentum
         return Update(metrics={"gradient_norm": float(np.linalg.norm(gradient))}, steps=1)
@@ -186,5 +186,5 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def score_table(law: np.ndarray, batch: Batch) -> Ragged:
     tokens = batch.ragged(TOKENS)
-    place_B = batch.ragged(PROMPT_TOKENS).values.long().numpy()
-    return Ragged(torch.tensor(np.log(law[place_B, tokens.values.long().numpy()])).float(), tokens.offsets)
+    place_T = batch.ragged(PROMPT_TOKENS).values.long()[tokens.row_T].numpy()
+    return Ragged(torch.tensor(np.log(law[place_T, tokens.values.long().numpy()])).float(), tokens.offsets)
