@@ -13,8 +13,12 @@ each version: it finds a bucket that holds something else, and a flipped bit onl
 
 HEADER_BYTES = 64
 SAMPLED_WORDS = 1 << 11
-_ROW = 1 << 16
+_LINE = 8
+_WIDTH = 1 << 7
+_BLOCK = 1 << 23
 _WRAP = 1 << 64
+_STEPS = (-7046029254386353131, -4417276706812531889, 1609587929392839161)
+"""Odd numbers without a pattern in their bits, so that columns', rows' and blocks' multiples hardly ever meet."""
 
 
 class TransferError(RuntimeError):
@@ -68,27 +72,44 @@ def digest(payload: Tensor, verify: Verify, *key: int) -> int:
     """A sum of the payload's words, each times an odd number of its own, under a key. Whole words only.
 
     Odd numbers have inverses modulo 2^64, so a change within one word always changes the sum. It is computed where
-    the payload is, in one pass. It guards against faults, not against forgery.
+    the payload is. It guards against faults, not against forgery.
     """
     if verify == "off" or not len(payload):
         return 0
     words = payload.view(torch.int64)
     if verify == "sample" and len(words) > SAMPLED_WORDS:
-        step = -(-len(words) // SAMPLED_WORDS)
-        words = words[sum(key) % step :: step]
+        words = _sample(words, sum(key))
     total = fingerprint(*key)
-    for number, first in enumerate(range(0, len(words), _ROW)):
-        total += _sum(words[first : first + _ROW]) * (2 * number + 1)
+    for number, first in enumerate(range(0, len(words), _BLOCK)):
+        total += int(_sum(words[first : first + _BLOCK])) * (number * _STEPS[2] << 1 | 1)
     signed = total % _WRAP
     return signed - _WRAP if signed >= _WRAP // 2 else signed
 
 
-def _sum(row: Tensor) -> int:
-    return int((row * _odd(row.device)[: len(row)]).sum())
+def _sample(words: Tensor, start: int) -> Tensor:
+    """Some lines of words: to fetch one word from memory costs as much as to fetch the line it lies in."""
+    lines = words[: len(words) // _LINE * _LINE].view(-1, _LINE)
+    step = -(-len(lines) * _LINE // SAMPLED_WORDS)
+    return lines[start % step :: step].flatten()
+
+
+def _sum(words: Tensor) -> Tensor:
+    """The sum over a block laid out in rows: a word's number is its column's, which is odd, plus its row's, even.
+
+    So only sums of columns and of rows are multiplied and the words are but added: twice as fast as one by one.
+    """
+    column, row = _numbers(words.device)
+    height = len(words) // _WIDTH
+    grid, rest = words[: height * _WIDTH].view(height, _WIDTH), words[height * _WIDTH :]
+    total = (grid.sum(0) * column).sum() + (grid.sum(1) * row[:height]).sum()
+    if len(rest):
+        total += (rest * (column[: len(rest)] + row[height])).sum()
+    return total
 
 
 @cache
-def _odd(device: torch.device) -> Tensor:
-    # A step of the golden ratio's bits spreads the multipliers over all 64 bits; products wrap as they should.
-    spread = torch.arange(_ROW, dtype=torch.int64, device=device) * -7046029254386353131
-    return spread | 1
+def _numbers(device: torch.device) -> tuple[Tensor, Tensor]:
+    # Products wrap around 2^64, as they should.
+    column = torch.arange(_WIDTH, dtype=torch.int64, device=device) * _STEPS[0] | 1
+    row = torch.arange(_BLOCK // _WIDTH, dtype=torch.int64, device=device) * _STEPS[1] << 1
+    return column, row

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_rl.reshard import digest as module
 from megatron_rl.reshard.digest import HEADER_BYTES, Header, TransferError, check, digest, fingerprint
 
 HEADER = Header(plan=11, version=3, sender=0, receiver=1, number=2, buckets=4, size=800, digest=-5)
@@ -31,6 +32,18 @@ def test_a_full_digest_notices_words_that_changed_places():
         swapped = words.clone()
         swapped[[0, other]] = words[[other, 0]]
         assert digest(swapped.view(torch.uint8), "full", 1) != before
+
+
+def test_a_full_digest_multiplies_each_word_by_an_odd_number_of_its_own(monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", 1 << 10)
+    words = torch.zeros(2 * 1024 + 300, dtype=torch.int64)
+    nothing, numbers = digest(words.view(torch.uint8), "full", 1), set()
+    for place in range(len(words)):
+        words[place] = 1
+        numbers.add((digest(words.view(torch.uint8), "full", 1) - nothing) % (1 << 64))
+        words[place] = 0
+    assert len(numbers) == len(words)
+    assert all(number % 2 for number in numbers)
 
 
 def test_a_sample_notices_another_payload_and_looks_elsewhere_at_another_version():
