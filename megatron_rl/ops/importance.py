@@ -31,6 +31,11 @@ def mismatch(trainer_T: Tensor, sampler_T: Tensor, mask_T: Tensor, reused_T: Ten
     return live_difference(trainer_T, sampler_T, fresh_T).detach()
 
 
+def sequence_weights(mismatch_T: Tensor, offsets: Tensor, cap: float) -> Tensor:
+    """Weight of each rollout: the ratio of the whole response, capped."""
+    return row_sum(mismatch_T, offsets).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp().clamp_max(cap)
+
+
 def importance_weights(mismatch_T: Tensor, mask_T: Tensor, offsets: Tensor, truncation: Truncation) -> Tensor:
     """Weight of each token, zero where masked."""
     cap = truncation.cap
@@ -38,8 +43,7 @@ def importance_weights(mismatch_T: Tensor, mask_T: Tensor, offsets: Tensor, trun
         case "token":
             weight_T = mismatch_T.exp().clamp_max(cap)
         case "sequence":
-            total_B = row_sum(mismatch_T, offsets).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-            weight_T = total_B.exp().clamp_max(cap)[row_ids(offsets)]
+            weight_T = sequence_weights(mismatch_T, offsets, cap)[row_ids(offsets)]
         case "icepop":
             ratio_T = mismatch_T.exp()
             weight_T = torch.where((ratio_T >= truncation.floor) & (ratio_T <= cap), ratio_T, 0.0)
