@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -31,16 +31,20 @@ MAY_CHANGE = ("schedule.", "telemetry.", "evaluation.", "run.folder", "cluster."
 
 def train(spec: RunSpec, budget: Budget | None = None) -> str:
     """Trains to the end, from the folder's latest checkpoint where there is one; returns what stopped it before."""
-    run = assemble(spec)
+    try:
+        with _at_signals(_end_now):
+            run = assemble(spec)
+    except _EndedEarly as ended:
+        return str(ended)
     run.budget = budget
     reason = "failed"
     try:
-        _claim(run, spec)
-        resumed = loop.resume(run)
-        run.telemetry.start(run.step, run.schedule.steps)
-        if resumed:
-            print(f"resumed {run.folder} after step {run.step}", file=sys.stderr)
         with _stopping_at_signals(run):
+            _claim(run, spec)
+            resumed = loop.resume(run)
+            run.telemetry.start(run.step, run.schedule.steps)
+            if resumed:
+                print(f"resumed {run.folder} after step {run.step}", file=sys.stderr)
             loop.train(run)
         stopped = run.stopping if run.step < run.schedule.steps else ""
         reason = stopped or "finished"
@@ -95,14 +99,29 @@ def _claim(run: loop.Run, spec: RunSpec) -> None:
     (run.folder / "environment.json").write_text(json.dumps(environment(), indent=1))
 
 
-@contextlib.contextmanager
-def _stopping_at_signals(run: loop.Run) -> Iterator[None]:
+class _EndedEarly(BaseException):
+    """A signal came before there was a run to save."""
+
+
+def _end_now(reason: str) -> None:
+    raise _EndedEarly(reason)
+
+
+def _stopping_at_signals(run: loop.Run) -> contextlib.AbstractContextManager[None]:
     """SIGTERM and SIGUSR1 end the run after the step in hand, with a checkpoint."""
 
-    def stop(number: int, _: FrameType | None) -> None:
-        run.stopping = f"stopped by {signal.Signals(number).name}"
+    def stop(reason: str) -> None:
+        run.stopping = reason
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    return _at_signals(stop)
+
+
+@contextlib.contextmanager
+def _at_signals(stop: Callable[[str], None]) -> Iterator[None]:
+    def told(number: int, _: FrameType | None) -> None:
+        stop(f"stopped by {signal.Signals(number).name}")
+
+    before = {number: signal.signal(number, told) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,8 @@ def test_a_folder_begun_with_other_settings_is_not_taken_up(data, tmp_path):
     launch.train(spec(data, tmp_path, "schedule.steps=1"))
     with pytest.raises(SpecError, match=r"sampling\.temperature"):
         launch.train(spec(data, tmp_path, "sampling.temperature=0.5"))
+
+
+def test_a_signal_before_there_is_a_run_ends_the_command_at_once(monkeypatch):
+    monkeypatch.setattr(launch, "assemble", lambda _: signal.raise_signal(signal.SIGTERM))
+    assert launch.train(None) == "stopped by SIGTERM"

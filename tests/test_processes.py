@@ -14,13 +14,18 @@ import torch
 import yaml
 
 from megatron_rl import launch
+from megatron_rl.actor.megatron_actor import Origin
+from megatron_rl.actor.settings import ActorSettings
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import ADVANTAGE, TOKENS
 from megatron_rl.cli import INTERRUPTED, STOPPED
+from megatron_rl.cluster.placement import Node
+from megatron_rl.cluster.settings import ClusterSettings
 from megatron_rl.cluster.watch import RankFailure
 from megatron_rl.data.arithmetic import Arithmetic
 from megatron_rl.data.prompt_file import write_prompts
 from megatron_rl.data.tiny_model import tiny_config, tiny_tokenizer
+from megatron_rl.processes import Apart
 from megatron_rl.spec.load import load
 from megatron_rl.spec.schema import SpecError
 from tests.cluster.two_nodes import address
@@ -150,7 +155,9 @@ def started(config: Path, runs: Path, *settings: str) -> subprocess.Popen:
     """The command with a Ray of its own, once it has learnt a step."""
     command = [sys.executable, "-m", "megatron_rl.cli", "train", str(config), f"run.folder={runs}", "run.name=run"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, *settings], env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, *settings], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 240
     while not (runs / "run" / "rollouts" / "step_000001.parquet").exists() and process.poll() is None:
         assert time.monotonic() < deadline, "the run did not begin"
@@ -174,10 +181,28 @@ def test_a_run_told_to_stop_saves_and_leaves_no_process_behind(config, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_driver_that_is_interrupted_or_killed_leaves_no_process_behind(config, tmp_path, number):
+def test_a_terminal_s_ctrl_c_ends_the_run_in_order_and_leaves_no_process_behind(config, tmp_path):
     process = started(config, tmp_path, TP2, "schedule.steps=100000")
     family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(number)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert psutil.wait_procs(family, timeout=90)[1] == []
+    assert process.returncode == INTERRUPTED, said
+    assert "goes on from its last checkpoint" in said
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_leaves_no_process_behind(config, tmp_path):
+    process = started(config, tmp_path, TP2, "schedule.steps=100000")
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
     assert ended(process, family) == []
-    assert process.returncode in (INTERRUPTED, -signal.SIGKILL)
+
+
+def test_a_split_placement_of_the_engine_in_the_driver_is_refused_where_there_are_gpus(tmp_path):
+    settings = ActorSettings(tp=2)
+    cluster = ClusterSettings(placement="split")
+    apart = Apart(settings=settings, origin=Origin(folder=tmp_path), seed=0, cluster=cluster, logs=tmp_path)
+    with pytest.raises(SpecError, match="embedded engine lives in the driver"):
+        apart.place((Node(name="a", gpus=8, cpus=64),))
+    assert apart.place((Node(name="a", gpus=0, cpus=4),)).is_one_machine

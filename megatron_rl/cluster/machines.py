@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
@@ -28,10 +30,11 @@ class Machines:
 def open_machines(address: str) -> Machines:
     """Joins the Ray cluster at the address, or starts one on this machine; LayoutError where it is in use."""
     os.environ.update(QUIET)
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
-    else:
-        _start_here()
+    with _own_signals():
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        else:
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
     machines = _found()
     try:
         _check_free(address)
@@ -41,16 +44,16 @@ def open_machines(address: str) -> Machines:
     return machines
 
 
-def _start_here() -> None:
-    # What is started now inherits the mask: Ctrl-C is for the driver, which ends the rest in order.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Signals stay the driver's: what is started inherits a mask against Ctrl-C, and Ray's handlers do not outlast."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     on_term = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if on_term is not signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, on_term)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGTERM, on_term)
 
 
 def _found() -> Machines:

@@ -92,7 +92,7 @@ class SharedMemoryWire:
         """Everything sent is in its ring already."""
 
     def close(self) -> None:
-        """Removes the files of the rings this process made; the maps go with the last tensor that refers to them."""
+        """Removes the rings that no sender has joined; maps go with the last tensor that refers to them."""
         self._rings.clear()
         for path in self._own:
             path.unlink(missing_ok=True)
@@ -131,6 +131,8 @@ class SharedMemoryWire:
                 "give both the same slot_bytes."
             )
         self._find_slots(ring, bytes(ring.note[: ring.state[_NOTE_BYTES]]))
+        # Both ends have it mapped: without its name it goes when they go, however they end.
+        path.unlink(missing_ok=True)
         self._rings[pair] = ring
         return ring
 

@@ -42,6 +42,7 @@ def test_a_sender_waits_for_a_slot_and_a_receiver_for_a_bucket_and_neither_forev
     for _ in range(2):
         receiver.receive(PAIR, 8, lambda message: seen.append(int(message[0])))
     assert seen == [1, 2]
+    assert not list(tmp_path.iterdir()), "a ring that both ends have needs no name, which would outlast a kill"
 
 
 def test_a_sender_whose_receiver_never_came_says_so(tmp_path):
