@@ -2,7 +2,6 @@ import math
 import os
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,10 @@ from megatron_rl.batch.columns import (
     TOKENS,
     VERSION,
 )
-from megatron_rl.ops.logprobs import Sampling, sampling_logprobs
+from megatron_rl.ops.logprobs import Sampling
 from tests.fakes.tiny_models import tiny_folder
 from tests.rollout.opening import asked, open_embedded, random_prompts
+from tests.rollout.reference_law import laws_of
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -108,15 +108,40 @@ def test_sampler_log_probabilities_are_what_a_score_gives(folder):
     torch.testing.assert_close(rollouts[SAMPLER_LOGPROBS].values, engine.score(rollouts).values, atol=1e-5, rtol=0)
 
 
-def test_tokens_are_drawn_in_the_law_of_the_model(folder):
-    engine = open_embedded(folder, max_tokens=1, temperature=1.3, rows=512)
-    count = 20_000
-    rollouts = engine.generate(asked([[5, 6, 7]] * count))
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    law_V = sampling_logprobs(model(torch.tensor([[5, 6, 7]])).logits[0, -1:], engine.sampling)[0].exp().double()
-    seen = Counter(rollouts[TOKENS].values.tolist())
-    observed = torch.tensor([seen[token] for token in range(len(law_V))]).double()
-    assert stats.chisquare(observed.numpy(), (law_V / law_V.sum() * count).detach().numpy()).pvalue > 1e-3
+LAWS = [
+    Sampling(temperature=1.3),
+    Sampling(temperature=0.4),
+    Sampling(temperature=0.5, top_p=0.6),
+    Sampling(temperature=0.5, top_k=12),
+    Sampling(temperature=0.5, min_p=0.1),
+    Sampling(temperature=0.6, top_p=0.8, top_k=20, min_p=0.05),
+]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=str)
+def test_tokens_are_drawn_in_the_law_that_transformers_makes_of_it(folder, law):
+    """Pearson's test over the first token and over the second after the likeliest first."""
+    engine, count = open_embedded(folder, max_tokens=2, rows=1024, end=()), 8_000
+    rollouts = engine.generate(asked([[5, 6, 7]] * count), law)
+    first_N, second_N = rollouts[TOKENS].values.view(count, 2).T
+    top = int(first_N.mode().values)
+    for seen_N, context in ((first_N, [5, 6, 7]), (second_N[first_N == top], [5, 6, 7, top])):
+        law_V = laws_of(folder, [context], law)[0].exp().double()
+        seen_V = torch.bincount(seen_N, minlength=len(law_V))
+        possible_V = law_V > 0
+        assert int(seen_V[~possible_V].sum()) == 0
+        assert 1 < int(possible_V.sum()) < len(law_V) or law.is_whole
+        due_V = law_V[possible_V] / law_V[possible_V].sum() * len(seen_N)
+        assert stats.chisquare(seen_V[possible_V].numpy(), due_V.numpy()).pvalue > 1e-3
+
+
+def test_pearsons_test_would_tell_a_law_that_is_a_little_off(folder):
+    engine, count = open_embedded(folder, max_tokens=1, rows=1024), 8_000
+    rollouts = engine.generate(asked([[5, 6, 7]] * count), Sampling(temperature=0.45))
+    law_V = laws_of(folder, [[5, 6, 7]], Sampling(temperature=0.4))[0].exp().double()
+    seen_V = torch.bincount(rollouts[TOKENS].values, minlength=len(law_V))[law_V > 0]
+    due_V = law_V[law_V > 0] / law_V.sum() * count
+    assert stats.chisquare(seen_V.numpy(), due_V.numpy()).pvalue < 1e-6
 
 
 def test_what_comes_back_says_how_it_ended(folder):
