@@ -6,7 +6,8 @@ import pytest
 
 from tools import bench_algorithms
 from tools.claims import baseline_error, jspo
-from tools.claims.trial import Arm, Bench, Levels, Protocol, Task
+from tools.claims.race import Race
+from tools.claims.trial import Arm, Bench, Levels, Protocol, Result, Task
 
 LUCKY = "reward=tests.fakes.lucky:score"
 TASK = Task(
@@ -74,3 +75,29 @@ def test_a_run_ends_where_its_target_is_reached(work):
     arm = Arm(name="rloo", config="rloo")
     result = bench(work, steps=4, evaluate_every=1, target=0.0).results([arm], [0])[0]
     assert len(result.steps) == 1
+
+
+def run_of(arm, accuracies, tokens):
+    spent = [{"step": place, "tokens/generated": tokens * place} for place in range(len(accuracies))]
+    told = [entry | {"accuracy": accuracy} for entry, accuracy in zip(spent, accuracies, strict=True)]
+    return Result(arm=arm, seed=0, steps=spent[1:], evaluations=told)
+
+
+def race_of(*results):
+    named = [Arm(name=result.arm, config="rloo") for result in results]
+    prices = {"steps": ("step",), "tokens": ("tokens/generated",)}
+    return Race(results=results, arms=named, baseline="slow", target=0.5, prices=prices)
+
+
+def test_a_race_is_won_at_the_second_of_two_evaluations_that_together_reach_the_target():
+    race = race_of(run_of("slow", [0.0, 0.2, 0.4, 0.6], 10), run_of("fast", [0.0, 0.5, 0.5], 5))
+    slow, fast = race.runs()
+    assert (slow["tokens"], fast["tokens"]) == (30, 10)
+    assert race.said("fast", "tokens", 2.0).endswith("met by every seed.")
+    assert race.ratio("fast", "tokens") == "3.00 (3.00–3.00)"
+
+
+def test_a_baseline_that_does_not_arrive_gives_a_bound():
+    race = race_of(run_of("slow", [0.0, 0.2, 0.3], 10), run_of("fast", [0.0, 0.5, 0.5], 5))
+    assert race.ratio("fast", "tokens") == "at least 2.00 (2.00–2.00)"
+    assert "0 of 1 seeds, so not met" in race.said("slow", "tokens", 1.0)

@@ -9,7 +9,7 @@ from tools.claims.page import Page, spread
 from tools.claims.race import Race
 from tools.claims.trial import Arm, Bench, Levels, Protocol, Task
 
-TARGET = 0.6
+TARGET = 0.75
 PRICES = {
     "steps": ("step",),
     "rollout tokens": ("tokens/generated", "tokens/values"),
@@ -70,8 +70,8 @@ def page(work: Path, seeds: Sequence[int], quick: bool) -> Page:
         warm_up=3 if quick else 1500,
     )
     protocol = Protocol(
-        steps=2 if quick else 120,
-        evaluate_every=1 if quick else 6,
+        steps=2 if quick else 100,
+        evaluate_every=1 if quick else 4,
         target=TARGET,
         changes=("actor.update.steps=1", "actor.optimizer.learning_rate.peak=3e-4"),
         apart=not quick,

@@ -25,23 +25,27 @@ class Race:
     prices: Prices
 
     def runs(self) -> list[dict]:
-        """One row a run: what it spent up to the target, and how many times the baseline's that is less."""
+        """One row a run: what it spent up to the target, or altogether, and how many times less than the baseline."""
         found = []
         for result in self.results:
             base = self._prices(next(each for each in self.of(self.baseline) if each.seed == result.seed))
             own = self._prices(result)
-            ratios = {f"{name}, {self.baseline} / arm": over(base[name], own[name]) for name in self.prices}
-            last = result.evaluations[-1]["accuracy"]
-            found.append({"arm": result.arm, "seed": result.seed, "last accuracy": last} | own | ratios)
+            ratios = {self._ratio(name): over(base[name], own[name]) for name in self.prices}
+            facts = {"reached": self.is_there(result), "last accuracy": result.evaluations[-1]["accuracy"]}
+            found.append({"arm": result.arm, "seed": result.seed} | facts | own | ratios)
         return found
 
     def of(self, arm: str) -> list[Result]:
         return [result for result in self.results if result.arm == arm]
 
-    def ratios(self, arm: str, price: str) -> list[float]:
-        """Of the seeds at which both reached the target."""
-        found = [run[f"{price}, {self.baseline} / arm"] for run in self.runs() if run["arm"] == arm]
-        return [ratio for ratio in found if ratio == ratio]
+    def is_there(self, result: Result) -> bool:
+        return self._arrival(result) is not None
+
+    def ratio(self, arm: str, price: str, form: str = ".2f") -> str:
+        """Over the seeds at which the arm reached the target; a bound where the baseline was still on its way."""
+        found = [run[self._ratio(price)] for run in self.runs() if run["arm"] == arm and run["reached"]]
+        is_bound = not all(self.is_there(result) for result in self.of(self.baseline))
+        return f"{'at least ' if is_bound and found else ''}{spread(found, form)}"
 
     def table(self) -> list[dict[str, object]]:
         runs = self.runs()
@@ -49,11 +53,13 @@ class Race:
 
     def said(self, arm: str, price: str, asked: float) -> str:
         """One sentence on a headline."""
-        ratios, seeds = self.ratios(arm, price), len(self.of(arm))
-        if len(ratios) < seeds:
-            return f"{arm}: target reached by it and {self.baseline} at {len(ratios)} of {seeds} seeds: not met."
-        met = "met by every seed" if min(ratios) >= asked else "not met"
-        return f"{arm}: {spread(ratios)} times fewer {price} than {self.baseline}, where {asked:g} was asked: {met}."
+        runs = [run for run in self.runs() if run["arm"] == arm]
+        reached = [run[self._ratio(price)] for run in runs if run["reached"]]
+        if len(reached) < len(runs):
+            return f"{arm}: target reached at {len(reached)} of {len(runs)} seeds, so not met."
+        met = "met by every seed" if min(reached) >= asked else "not met by every seed"
+        told = f"{self.ratio(arm, price)} times fewer {price} than {self.baseline}"
+        return f"{arm}: {told}, where {asked:.2g} was asked: {met}."
 
     def figure(self, price: str, unit: float = 1.0) -> Figure:
         """Accuracy over what was spent, thick the mean over seeds at the same evaluation, thin each seed."""
@@ -70,20 +76,26 @@ class Race:
         return figure
 
     def _line(self, arm: str, runs: Sequence[dict]) -> dict[str, object]:
-        reached = [run for run in runs if run["steps"] == run["steps"]]
+        reached = [run for run in runs if run["reached"]]
         line: dict[str, object] = {"arm": arm, "reached": f"{len(reached)} of {len(runs)}"}
         for name in self.prices:
             line[name] = spread((run[name] for run in reached), ".0f")
-            if arm != self.baseline:
-                line[f"{name}, {self.baseline} / arm"] = spread(self.ratios(arm, name))
+            line[self._ratio(name)] = self.ratio(arm, name) if arm != self.baseline else ""
         return line | {"last accuracy": spread(run["last accuracy"] for run in runs)}
 
+    def _ratio(self, price: str) -> str:
+        return f"{price}, {self.baseline} / arm"
+
     def _prices(self, result: Result) -> dict[str, float]:
-        """All of them, no number where the target was not reached."""
+        arrival = self._arrival(result) or result.evaluations[-1]
+        return {name: self._sum(arrival, name) for name in self.prices}
+
+    def _arrival(self, result: Result) -> Mapping[str, float] | None:
+        """The first evaluation whose accuracy, averaged with the one before, is the target's."""
         for before, now in zip(result.evaluations, result.evaluations[1:], strict=False):
             if (before["accuracy"] + now["accuracy"]) / 2 >= self.target:
-                return {name: self._sum(now, name) for name in self.prices}
-        return dict.fromkeys(self.prices, float("nan"))
+                return now
+        return None
 
     def _sum(self, evaluation: Mapping[str, float], price: str) -> float:
         return sum(evaluation.get(name, 0.0) for name in self.prices[price])

@@ -150,6 +150,7 @@ class Bench:
             f"schedule.evaluate_every={self.protocol.evaluate_every}",
             "schedule.save_every=0",
             "judge.processes=1",
+            "reward={exact: {after: <answer>, finished: true}}",
         ]
         asked = (f"data.values={folder / 'values.parquet'}",) if arm.value_samples else ()
         return load(SHIPPED / f"{arm.config}.yaml", (*written, *self.protocol.changes, *arm.changes, *asked))
