@@ -16,6 +16,9 @@ from megatron_rl.rollout.vllm_receiver import BACKEND, EXTENSION
 INTERVAL = 16
 """Tokens of a response that leave the engine together."""
 
+PREFILL = 8192
+"""Tokens of prompts that a CPU reads at once."""
+
 BLOCK = 32
 """Tokens of a cache block on a CPU: a verified prefix is reused in whole blocks."""
 
@@ -166,5 +169,12 @@ def _arguments(order: CoreOrder) -> dict[str, Any]:
         "disable_log_stats": True,
     }
     if current_platform.is_cpu():
-        return common | {"enforce_eager": True, "kv_cache_memory_bytes": order.cache_bytes, "block_size": BLOCK}
+        return common | {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": order.cache_bytes,
+            "block_size": BLOCK,
+            # A prompt read in parts has its seed's generator turned back, which a CPU's generator cannot do.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(PREFILL, order.context),
+        }
     return common | {"gpu_memory_utilization": order.memory_share, "enable_sleep_mode": order.may_sleep}

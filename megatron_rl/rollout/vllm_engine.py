@@ -72,7 +72,7 @@ class VllmEngine:
 
     def expect(self, source: Source, send: Send | None = None) -> None:
         """Says what sends the weights; `send` sends those of the version being served once more, where that can be."""
-        self.fleet.source, self.fleet.send = source, send
+        self.fleet.expect(source, send)
 
     def begin(self, version: int) -> Delivery:
         """Every group waits for this version. Nothing is served until `serve`."""

@@ -59,6 +59,12 @@ class Fleet:
     def __post_init__(self) -> None:
         self.berths = [Berth(post=post, group=Group.start(post, self.order)) for post in self.posts]
 
+    def expect(self, source: Source, send: Send | None) -> None:
+        """From here on this sends; another source than before comes over another delivery."""
+        if source != self.source:
+            self._forget_delivery()
+        self.source, self.send = source, send
+
     def begin(self, version: int) -> Delivery:
         """Every group now waits for this version, over the delivery that comes back."""
         for place, berth in enumerate(self.berths):

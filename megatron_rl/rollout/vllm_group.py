@@ -23,6 +23,8 @@ SAY_S: Final = 30.0
 """How long a group may take to listen."""
 QUOTED_LINES: Final = 12
 """Last lines of a group's log that its death is explained by."""
+QUOTED_CHARACTERS: Final = 200
+"""Of each: vLLM's own last words list everything it was asked, on one line."""
 
 
 class GroupLost(RuntimeError):
@@ -168,7 +170,7 @@ class Group:
             lines = self.post.log.read_text(errors="replace").splitlines()
         except OSError:
             return "."
-        said = [line for line in lines if line.strip()][-QUOTED_LINES:]
+        said = [line[:QUOTED_CHARACTERS] for line in lines if line.strip()][-QUOTED_LINES:]
         return (
             f"; its log {self.post.log} ends with:\n" + "\n".join(said)
             if said

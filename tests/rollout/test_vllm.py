@@ -107,6 +107,16 @@ def test_a_rollout_repeats_by_its_seed_and_goes_on_from_its_prefix(vllm_serving)
 
 
 @pytest.mark.vllm
+def test_more_prompts_than_are_read_at_once_are_all_written(vllm_serving):
+    prompts = [list(range(2, 92))] * 20 + random_prompts(200, longest=100)
+    before = vllm_serving.engine.fleet.restarts
+    rollouts = vllm_serving.engine.generate(asked(prompts, budgets=[4] * 220))
+    assert sum(map(len, prompts)) > 8192
+    assert rollouts.strings(ERROR) == [""] * 220
+    assert vllm_serving.engine.fleet.restarts == before
+
+
+@pytest.mark.vllm
 def test_an_end_token_ends_a_response_and_stays_in_it(vllm_serving):
     rollouts = vllm_serving.engine.generate(asked(random_prompts(100), budgets=[60] * 100))
     for finish, row in zip(rollouts.strings(FINISH), rollouts[TOKENS].rows(), strict=True):

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from megatron_rl.reshard.digest import TransferError
-from tests.rollout.scripted import open_fleet
+from tests.rollout.scripted import SOURCE, open_fleet
 
 
 @pytest.fixture
@@ -53,6 +55,17 @@ def test_a_replaced_group_rejoins_where_somebody_sends_and_waits_where_nobody_do
     assert fleet.rejoin(0, 1)
     assert sent == [(1, 1)]
     assert [berth.version for berth in fleet.berths] == [1, 1]
+
+
+def test_another_source_comes_over_another_delivery(fleet):
+    first = fleet.begin(1)
+    fleet.finish(1)
+    fleet.expect(SOURCE, None)
+    assert fleet.begin(2) is first
+    fleet.finish(2)
+    fleet.expect(replace(SOURCE, cut=replace(SOURCE.cut, dp=2)), None)
+    assert fleet.begin(3).key != first.key
+    fleet.finish(3)
 
 
 def test_weights_are_not_awaited_from_nowhere(fleet):
