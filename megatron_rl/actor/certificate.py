@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from megatron_rl.actor.safetensors_folder import bytes_of
+from megatron_rl.actor.safetensors_folder import bytes_of, read_json
 from megatron_rl.spec.schema import SpecError
 
 FILE = "conversion.json"
@@ -92,7 +92,7 @@ class Certificate:
         path = folder / FILE
         if not path.is_file():
             raise SpecError(f"{path} does not exist; only what was converted has a certificate.")
-        content = json.loads(path.read_text())
+        content = read_json(path)
         tensors = {
             name: Digest(tuple(entry["shape"]), entry["dtype"], entry["sha256"])
             for name, entry in content.pop("tensors").items()

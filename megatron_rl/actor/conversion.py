@@ -64,7 +64,7 @@ def to_megatron(source: Path, target: Path, parallel: Parallel) -> Certificate:
 def to_huggingface(source: Path, target: Path, like: Path | None = None, shard_bytes: int = SHARD_BYTES) -> Certificate:
     """Writes a checkpoint's weights with the config and tokenizer of `like`, by default those it was converted with.
 
-    Weights get the type that the config names. Optimizer state is left out.
+    With `like`, weights get the type that its config names, else they keep theirs. Optimizer state is left out.
     """
     _refuse_existing(target)
     origin = like or source / COMPANIONS
@@ -75,7 +75,7 @@ def to_huggingface(source: Path, target: Path, like: Path | None = None, shard_b
     stored = check_stored(reader, shape)
     contents = hf.Contents(
         shapes={tensor.name: tensor.shape for tensor in huggingface_layout(shape).tensors(0)},
-        dtype=named_dtype(origin, stored),
+        dtype=named_dtype(like, stored) if like else stored,
     )
     with replacing(target) as aside:
         hf.copy_companions(origin, aside)

@@ -57,7 +57,15 @@ def write(
     for name, elements in left.items():
         if elements > 0:
             raise ValueError(f"the chunks of {name!r} leave {elements} of its elements out; give them all.")
-    dist_checkpointing.save({}, str(folder), _Streamed(contents, produce), content_metadata=dict(metadata))
+    try:
+        dist_checkpointing.save({}, str(folder), _Streamed(contents, produce), content_metadata=dict(metadata))
+    except RuntimeError as error:
+        # torch's archive, closed over a disk that is full, complains of its own state and hides the disk's answer.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        if "iostream error" in str(error):
+            raise OSError(f"{folder} could not be written; make room on its disk.") from None
+        raise
 
 
 class Reader:
@@ -89,7 +97,11 @@ class Reader:
         ]
         if sum(item.lengths.numel() for item in items) != target.numel():
             raise SpecError(f"{self.folder} does not hold all of {name!r}; its chunks leave a part of {box} out.")
-        self._storage.read_data(LoadPlan(items), _Into(target))
+        try:
+            self._storage.read_data(LoadPlan(items), _Into(target))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise SpecError(f"{self.folder} holds {name!r} damaged ({reason}); save or convert it again.") from None
         return target
 
 

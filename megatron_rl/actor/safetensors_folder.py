@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_rl.reshard.layout import Box
@@ -71,7 +71,7 @@ class Reader:
         if file not in self._files:
             if not file.is_file():
                 raise SpecError(f"{file} does not exist, but {self.folder / INDEX} names it; complete the folder.")
-            self._files[file] = safe_open(file, framework="pt")
+            self._files[file] = _opened(file)
         return self._files[file]
 
 
@@ -172,13 +172,31 @@ def copy_companions(source: Path, target: Path) -> None:
 def _files_by_tensor(folder: Path) -> dict[str, Path]:
     index = folder / INDEX
     if index.exists():
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        weight_map: dict[str, str] = read_json(index).get("weight_map", {})
         return {name: folder / file for name, file in weight_map.items()}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise SpecError(f"{folder} holds no *.safetensors; point the model at a Hugging Face folder with weights.")
     names: dict[str, Path] = {}
     for file in files:
-        with safe_open(file, framework="pt") as opened:
+        with _opened(file) as opened:
             names.update(dict.fromkeys(opened.keys(), file))
     return names
+
+
+def _opened(file: Path) -> Any:  # noqa: ANN401  # safetensors has no types
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise SpecError(f"{file} is damaged or incomplete ({error}); fetch it again.") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file of a folder says; SpecError where it is none."""
+    try:
+        said = json.loads(path.read_text())
+    except ValueError as error:
+        raise SpecError(f"{path} is not JSON ({error}); fetch or write it again.") from None
+    if not isinstance(said, dict):
+        raise SpecError(f"{path} should hold names and values, but holds {type(said).__name__}.")
+    return said

@@ -1,6 +1,5 @@
 """Weights from a Hugging Face folder into the actor's parameters and back: two plans between the same two layouts."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,8 +34,7 @@ def read_config(folder: Path) -> HfConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise SpecError(f"{path} does not exist; point the model at a Hugging Face folder.")
-    config: HfConfig = json.loads(path.read_text())
-    return config
+    return hf.read_json(path)
 
 
 def named_dtype(folder: Path, default: torch.dtype) -> torch.dtype:

@@ -1,9 +1,13 @@
+import json
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_rl.actor import conversion
 from megatron_rl.actor.parallel import Parallel
-from megatron_rl.actor.safetensors_folder import SINGLE
+from megatron_rl.actor.safetensors_folder import INDEX, SINGLE
 from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.spec.schema import SpecError
 from tests import ranks
@@ -136,6 +140,95 @@ def test_a_folder_that_is_not_its_config_is_refused_before_anything_is_written(f
     with pytest.raises(SpecError, match=reason):
         conversion.to_megatron(source, tmp_path / "target", Parallel())
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def in_two_shards(source: Path, folder: Path) -> Path:
+    """A copy whose tensors lie in two files."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / SINGLE)
+    (folder / SINGLE).unlink()
+    file_of = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(tensors)}
+    for file in set(file_of.values()):
+        part = {name: tensor for name, tensor in tensors.items() if file_of[name] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    (folder / INDEX).write_text(json.dumps({"weight_map": file_of}))
+    return folder
+
+
+def cut_short(file: Path, count: int) -> None:
+    file.write_bytes(file.read_bytes()[:-count])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "model-1.safetensors").unlink(), r"model-1.safetensors does not exist, but .* names"),
+        (lambda folder: cut_short(folder / "model-1.safetensors", 9), r"model-1.safetensors is damaged or incomplete"),
+        (lambda folder: cut_short(folder / INDEX, 9), r"index.json is not JSON"),
+        (lambda folder: cut_short(folder / "config.json", 9), r"config.json is not JSON"),
+    ],
+)
+def test_a_folder_that_is_incomplete_is_refused_by_the_file(folders, tmp_path, damage, reason):
+    source = in_two_shards(folders["llama", True], tmp_path / "source")
+    damage(source)
+    with pytest.raises(SpecError, match=reason):
+        conversion.to_megatron(source, tmp_path / "target", Parallel())
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_shards_are_read_and_tensors_keep_their_type_whatever_the_config_calls_it(folders, tmp_path):
+    source = in_two_shards(folders["llama", False], tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    there = conversion.to_megatron(source, tmp_path / "there", Parallel(tp=2, pp=2))
+    assert conversion.to_huggingface(tmp_path / "there", tmp_path / "back").tensors == there.tensors
+    assert {digest.dtype for digest in there.tensors.values()} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "__1_0.distcp").unlink(), r"No such file .*__1_0.distcp"),
+        (lambda folder: cut_short(folder / "__1_0.distcp", 900), r"holds '.*' damaged \("),
+        (lambda folder: cut_short(folder / ".metadata", 50), r"metadata holds no readable pickle"),
+        (lambda folder: cut_short(folder / "conversion.json", 9), r"conversion.json is not JSON"),
+    ],
+)
+def test_a_checkpoint_that_is_incomplete_is_refused_by_the_file(folders, tmp_path, damage, reason):
+    conversion.to_megatron(folders["llama", True], tmp_path / "there", Parallel(tp=2))
+    damage(tmp_path / "there")
+    with pytest.raises((SpecError, OSError), match=reason):
+        conversion.verify(tmp_path / "there")
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """As on a disk that is full: what would make a file larger fails."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("size", [0, 40_000, 200_000])
+def test_a_full_disk_is_said_in_its_own_words_and_leaves_nothing(folders, tmp_path, size):
+    source = folders["qwen2", False]
+    conversion.to_megatron(source, tmp_path / "there", Parallel())
+    with no_file_above(size), pytest.raises(OSError, match="File too large|could not be written; make room"):
+        conversion.to_megatron(source, tmp_path / "target", Parallel())
+    with no_file_above(size), pytest.raises(OSError, match="File too large"):
+        conversion.to_huggingface(tmp_path / "there", tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_model_with_experts_is_refused_in_a_sentence(tmp_path):
+    source = tiny_folder(tmp_path / "source", "qwen3_moe")
+    with pytest.raises(LayoutError, match="has experts, which checkpoints are not converted with"):
+        conversion.to_megatron(source, tmp_path / "target", Parallel())
+    assert not (tmp_path / "target").exists()
 
 
 def test_what_exists_is_left_alone_and_what_cannot_be_is_said(folders, tmp_path):
