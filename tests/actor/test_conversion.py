@@ -217,7 +217,7 @@ def no_file_above(size: int) -> Iterator[None]:
 def test_a_full_disk_is_said_in_its_own_words_and_leaves_nothing(folders, tmp_path, size):
     source = folders["qwen2", False]
     conversion.to_megatron(source, tmp_path / "there", Parallel())
-    with no_file_above(size), pytest.raises(OSError, match="File too large|could not be written; make room"):
+    with no_file_above(size), pytest.raises(OSError, match=r"File too large|could not be written; make room"):
         conversion.to_megatron(source, tmp_path / "target", Parallel())
     with no_file_above(size), pytest.raises(OSError, match="File too large"):
         conversion.to_huggingface(tmp_path / "there", tmp_path / "target")
