@@ -141,8 +141,8 @@ def _found(runs: Sequence[dict]) -> list[str]:
         "Responses of 30 tokens are mostly kept whole, so the later epochs learn again from the first one's responses: "
         "the reward in training rises above GRPO's while held-out accuracy stays behind. Stored log-probabilities are "
         "renewed each epoch, as published, so a token that falls by less than the lenience an epoch is never rejected.",
-        "Rollout seconds do not fall here, but grow: with 256 rows at once on one thread, decoding is bound by arithmetic "
-        "as verification is (about 20 thousand tokens a second each, measured alone); what a draft saves on an "
+        "Rollout seconds do not fall here, but grow: with 256 rows at once on a thread, arithmetic bounds decoding as "
+        "it bounds verification (about 20 thousand tokens a second each, measured alone); what a draft saves on an "
         "accelerator, waiting for memory at every decoded token, is not there to be saved.",
         "Tried besides, one seed each, with the same picture: pools of 128, 256 and 512 prompts, 8 rollouts a prompt, "
         "four updates a step (which made it worse: 0.67 where GRPO had 0.88).",
