@@ -5,12 +5,14 @@ for the boxes its own cut needs. What is not a tensor, the learning rate's posit
 """
 
 import json
+import queue
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
 
@@ -36,6 +38,10 @@ def save(
     if dist.get_rank() == 0:
         folder.mkdir(parents=True)
         write_progress(folder, progress)
+    _begin(optimizer)
+    # What Megatron's writer says is read in this process. Without this it starts another one that holds a queue between
+    # processes, for which the program is imported once more and which outlives a kill.
+    filesystem_async._results_queue = queue.Queue()
     dist.barrier()
     content = {**FORMAT, "optimizers": _optimizers(optimizer)}
     dist_checkpointing.save(_state(chunks, optimizer, is_loading=False), str(folder), content_metadata=content)
@@ -72,6 +78,14 @@ def load(folder: Path, chunks: Sequence[MegatronModule], optimizer: MegatronOpti
 def write_progress(folder: Path, progress: Mapping[str, object]) -> None:
     """What is not a tensor."""
     (folder / PROGRESS).write_text(json.dumps(dict(progress)))
+
+
+def _begin(optimizer: MegatronOptimizer) -> None:
+    """Moments of zero after no steps, where there are none yet: a run may be stopped before its first step."""
+    for inner in optimizer.chained_optimizers:
+        inner.init_state_fn(inner.optimizer, inner.config)
+        for group in inner.optimizer.param_groups:
+            group.setdefault("step", 0)
 
 
 def _state(chunks: Sequence[MegatronModule], optimizer: MegatronOptimizer, is_loading: bool) -> ShardedStateDict:

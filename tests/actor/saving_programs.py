@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import psutil
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
+from megatron_rl import checkpoint
 from megatron_rl.actor import groups, saving, weights
 from megatron_rl.actor.build import build
 from megatron_rl.actor.optimizer import Optimizer, OptimizerSettings, wrapped
@@ -30,15 +32,43 @@ def learn(chunks, optimizer, steps: int) -> None:
         optimizer.step(optimizer.gradient_norm())
 
 
-def save_fresh(folder: Path, to: Path, parallel: dict, steps: int = 3) -> None:
-    _, chunks, optimizer = learner(folder, parallel)
+def save_fresh(folder: Path, to: Path, parallel: dict, steps: int = 3, distributed: bool = True) -> None:
+    _, chunks, optimizer = learner(folder, parallel, distributed)
     learn(chunks, optimizer, steps)
     saving.save(to, [chunk.module for chunk in chunks], optimizer.megatron, {"steps": steps})
 
 
-def pass_on(folder: Path, at: Path, to: Path, parallel: dict, steps: int = 0) -> dict[str, object]:
-    """Loads a checkpoint into a model that has been somewhere else, learns on, saves again."""
+def left_running(folder: Path, to: Path, parallel: dict) -> list[str]:
+    """Commands of the processes that a save started and left."""
+    save_fresh(folder, to, parallel, steps=0)
+    commands = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    return [command for command in commands if "resource_tracker" not in command]
+
+
+def save_checkpoint(folder: Path, to: Path, parallel: dict) -> None:
+    """A whole checkpoint, manifest and memory too, as a run makes it: one rank leads, and the others save with it."""
     _, chunks, optimizer = learner(folder, parallel)
+    learn(chunks, optimizer, 1)
+    modules, leads = [chunk.module for chunk in chunks], dist.get_rank() == 0
+
+    class Everyone:
+        def save(self, folder: Path) -> None:
+            dist.broadcast_object_list([folder])
+            saving.save(folder, modules, optimizer.megatron, {"steps": 1})
+
+    if leads:
+        checkpoint.save(to, 1, Everyone(), {"sampler": {"drawn": 7}}, {"of": "tests"})
+    else:
+        where: list[Path] = [to]
+        dist.broadcast_object_list(where)
+        saving.save(where[0], modules, optimizer.megatron, {"steps": 1})
+
+
+def pass_on(
+    folder: Path, at: Path, to: Path, parallel: dict, steps: int = 0, distributed: bool = True
+) -> dict[str, object]:
+    """Loads a checkpoint into a model that has been somewhere else, learns on, saves again."""
+    _, chunks, optimizer = learner(folder, parallel, distributed)
     learn(chunks, optimizer, 1)
     progress = saving.load(at, [chunk.module for chunk in chunks], optimizer.megatron)
     learn(chunks, optimizer, steps)

@@ -1,9 +1,15 @@
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from megatron_rl import checkpoint
 from tests import ranks
-from tests.actor.saving_programs import compare, pass_on, save_fresh, strangers
+from tests.actor.saving_programs import compare, left_running, pass_on, save_checkpoint, save_fresh, strangers
 from tests.fakes.tiny_models import tiny_folder
 
 HOME = {"tp": 2, "pp": 2}
@@ -67,7 +73,82 @@ def test_steps_after_a_load_are_those_that_would_have_come(saved, tmp_path):
     assert_same(tmp_path / "straight", tmp_path / "resumed")
 
 
+@pytest.mark.parametrize("distributed", [True, False])
+def test_an_actor_that_took_no_step_is_saved_and_goes_on_as_if_it_had_not_been(tmp_path, distributed):
+    folder = tiny_folder(tmp_path / "model", "qwen2", num_hidden_layers=2)
+    chosen = {"folder": folder, "distributed": distributed}
+    run(save_fresh, {"dp": 2}, to=tmp_path / "straight", steps=2, **chosen)
+    run(save_fresh, {"dp": 2}, to=tmp_path / "begun", steps=0, **chosen)
+    run(pass_on, {"dp": 2}, at=tmp_path / "begun", to=tmp_path / "resumed", steps=2, **chosen)
+    assert_same(tmp_path / "straight", tmp_path / "resumed")
+
+
 def test_every_parameter_finds_its_own_moments(tmp_path):
     folder = tiny_folder(tmp_path / "model", "qwen2", num_hidden_layers=4)
     for mistaken in run(strangers, {"pp": 2, "vpp": 2}, folder=folder):
         assert mistaken == []
+
+
+def test_a_save_leaves_no_process_behind(tmp_path):
+    folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=1)
+    assert run(left_running, {}, folder=folder, to=tmp_path / "saved") == [[]]
+
+
+class Untouchable:
+    """An actor that must not be asked to load."""
+
+    def load(self, folder: Path) -> NoReturn:
+        raise AssertionError(f"{folder} was about to be loaded")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    root = tmp_path_factory.mktemp("whole")
+    run(save_checkpoint, {"tp": 2}, folder=tiny_folder(root / "model", "llama"), to=root / "checkpoints")
+    return checkpoint.latest(root / "checkpoints")
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, Path.unlink])
+def test_any_file_of_a_checkpoint_that_is_harmed_is_named_before_a_weight_is_touched(whole, tmp_path, harm):
+    files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file()]
+    assert {path.name for path in files} >= {".metadata", "common.pt", "__0_0.distcp", "__1_0.distcp", "manifest.json"}
+    for name in files:
+        folder = Path(shutil.copytree(whole, tmp_path / "copy"))
+        harm(folder / name)
+        with pytest.raises(checkpoint.CheckpointError, match=f"'{name}'"):
+            checkpoint.load(folder, Untouchable())
+        shutil.rmtree(folder)
+
+
+def kill(tmp_path: Path, times: int) -> None:
+    folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=1)
+    program = Path(__file__).with_name("saving_kills.py")
+    command = [sys.executable, str(program), str(folder), str(tmp_path / "checkpoints"), str(times)]
+    root = program.parents[2]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    steps = [int(step) for step in done.stdout.split()]
+    assert len(steps) == times + 2
+    assert steps == sorted(steps), "a kill must never take back what an earlier life had saved"
+    assert steps[0] < 0 <= steps[1], "the first life begins with nothing, and is killed after a save"
+
+
+def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint_that_loads(tmp_path):
+    kill(tmp_path, 5)
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments_of_a_save_leave_a_checkpoint_that_loads(tmp_path):
+    kill(tmp_path, 50)
