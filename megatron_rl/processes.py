@@ -152,6 +152,8 @@ class Apart:
                 "rollout is 'vllm', whose groups stand on the driver's machine, but this run takes several machines; "
                 "give it fewer ranks or more GPUs a machine, or choose rollout=embedded."
             )
+        if isinstance(engine, VllmEngine) and on_gpu:
+            _check_seats(engine, placed)
         return placed
 
     @property
@@ -196,6 +198,16 @@ class EmbeddedInlet:
         """Closes the wire."""
         if self.exchange.wire is not None:
             self.exchange.wire.close()
+
+
+def _check_seats(engine: VllmEngine, placed: Placement) -> None:
+    """The groups were started on the GPUs that the placement gives them; SpecError says which those are."""
+    given = [gpu for post in engine.fleet.posts for gpu in post.gpus]
+    seats = [gpu for seat in placed.engines for gpu in seat.gpus]
+    if given != seats:
+        raise SpecError(
+            f"the ranks leave GPUs {seats} to vLLM, but it was given {given}; set rollout.vllm.gpus={seats}."
+        )
 
 
 def _absolute(origin: Origin) -> Origin:

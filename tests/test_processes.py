@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -19,13 +20,14 @@ from megatron_rl.actor.settings import ActorSettings
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import ADVANTAGE, TOKENS
 from megatron_rl.cli import INTERRUPTED, STOPPED
-from megatron_rl.cluster.placement import Node
+from megatron_rl.cluster.placement import Node, Seat
 from megatron_rl.cluster.settings import ClusterSettings
 from megatron_rl.cluster.watch import RankFailure
 from megatron_rl.data.arithmetic import Arithmetic
 from megatron_rl.data.prompt_file import write_prompts
 from megatron_rl.data.tiny_model import tiny_config, tiny_tokenizer
 from megatron_rl.processes import Apart
+from megatron_rl.rollout.vllm_engine import VllmEngine
 from megatron_rl.spec.load import load
 from megatron_rl.spec.schema import SpecError
 from tests.cluster.two_nodes import address
@@ -198,6 +200,24 @@ def test_a_driver_that_is_killed_leaves_no_process_behind(config, tmp_path):
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     assert ended(process, family) == []
+
+
+def test_vllm_groups_stand_where_the_ranks_leave_room(tmp_path):
+    cluster = ClusterSettings(placement="split")
+    apart = Apart(settings=ActorSettings(tp=2), origin=Origin(folder=tmp_path), seed=0, cluster=cluster, logs=tmp_path)
+    nodes = (Node(name="a", gpus=4, cpus=64),)
+    assert apart.place(nodes, vllm_on((2, 3))).engines == (Seat(0, (2, 3)),)
+    with pytest.raises(SpecError, match=r"set rollout\.vllm\.gpus=\[2, 3\]"):
+        apart.place(nodes, vllm_on((0, 1)))
+    with pytest.raises(SpecError, match="engine 0: 2 GPUs on one machine are needed, but free are 'a' 1 of 3"):
+        apart.place((Node(name="a", gpus=3, cpus=64),), vllm_on((2, 3)))
+
+
+def vllm_on(gpus: tuple[int, ...]) -> VllmEngine:
+    """One group on these GPUs, as far as a placement looks at it."""
+    engine = object.__new__(VllmEngine)
+    engine.fleet = SimpleNamespace(posts=[SimpleNamespace(gpus=gpus)], terms=SimpleNamespace(tp=len(gpus)))
+    return engine
 
 
 def test_a_split_placement_of_the_engine_in_the_driver_is_refused_where_there_are_gpus(tmp_path):
