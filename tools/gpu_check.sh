@@ -4,7 +4,7 @@
 #   tools/gpu_check.sh [FOLDER] [bench_gpu.py's choices]      e.g. tools/gpu_check.sh "" --model 0.6b
 #
 # The report goes to FOLDER, else to $OUT, else to tests/gpu/results. PYTHON (default python3) is used as it is: GPU
-# machines bring their own torch and Transformer Engine. Exits 1 when a test or the benchmark failed, 2 without a GPU.
+# machines bring their own torch and Transformer Engine. Exits 1 when a test or the benchmark failed, 2 without a GPU or torch.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
@@ -14,6 +14,10 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
 
+if ! "$python" -c 'import torch' 2>/dev/null; then
+    echo "$python has no torch; name one that has: PYTHON=.venv/bin/python tools/gpu_check.sh" >&2
+    exit 2
+fi
 "$python" tools/gpu_report.py || exit 1
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "this machine has no CUDA device; the tests that need none are \`make test\`" >&2

@@ -22,13 +22,13 @@ SHARD_BYTES = 60_000
 """Small enough that a tiny model is written as several files with an index."""
 
 
-def round_trip(cases: list[tuple[Path, Path]], cut: dict[str, Any]) -> None:
+def round_trip(cases: list[tuple[Path, Path]], cut: dict[str, Any], shard_bytes: int = SHARD_BYTES) -> None:
     parallel = Parallel(**cut)
     groups.cut(parallel)
     for folder, exported in cases:
         model = build(read_config(folder), parallel, Precision(compute="fp32"))
         load(model, folder)
-        export(model, exported, like=folder, shard_bytes=SHARD_BYTES)
+        export(model, exported, like=folder, shard_bytes=shard_bytes)
 
 
 def contents(folder: Path) -> dict[str, torch.Tensor]:
@@ -73,6 +73,15 @@ def test_experts_dealt_over_ranks_come_back_too(folders, tmp_path):
         before, after = contents(folder), contents(exported)
         assert before.keys() == after.keys()
         assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("cut", [{}, {"tp": 2, "pp": 2}], ids=str)
+def test_a_file_that_is_large_enough_for_all_of_it_is_the_same_file(folders, tmp_path, cut):
+    cases = [(folder, tmp_path / folder.name) for folder in folders]
+    ranks.run(round_trip, world=Parallel(**cut).world, cases=cases, cut=cut, shard_bytes=1 << 30)
+    for folder, exported in cases:
+        for file in folder.iterdir():
+            assert file.read_bytes() == (exported / file.name).read_bytes(), (folder.name, file.name)
 
 
 def test_an_exported_folder_opens_in_transformers(folders, tmp_path):
