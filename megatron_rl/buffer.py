@@ -49,6 +49,7 @@ class GroupBuffer:
         taken_B = group_B < self.prompts
         rest = waiting.where(~taken_B)
         batch = waiting.where(taken_B)
+        batch = batch.with_metrics(_metrics(batch, rest, version))
         return batch, state | {"waiting": rest if len(rest) else None, "yielded": _count(state["yielded"]) + len(batch)}
 
     def _without_stale(self, state: dict[str, Memory], version: int) -> dict[str, Memory]:
@@ -63,6 +64,15 @@ class GroupBuffer:
         stale = int((~fresh_B).sum())
         fresh = waiting.where(fresh_B)
         return state | {"waiting": fresh if len(fresh) else None, "stale": _count(state["stale"]) + stale}
+
+
+def _metrics(batch: Batch, rest: Batch, version: int) -> dict[str, float]:
+    """How long rollouts have waited, in policy versions, and how many wait on."""
+    metrics = {"buffer/waiting": float(len(rest)), "buffer/trained": float(len(batch))}
+    if VERSION in batch:
+        age_B = (version - batch.numbers(VERSION)).double()
+        metrics |= {"buffer/age_mean": float(age_B.mean()), "buffer/age_max": float(age_B.max())}
+    return metrics
 
 
 def waiting_rollouts(memory: Memory) -> int:

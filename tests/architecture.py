@@ -17,7 +17,7 @@ FLOORS: Mapping[str, int] = (
     dict.fromkeys(("answers", "batch", "spec"), 0)
     | {"ops": 1}
     | dict.fromkeys(
-        ("ports", "accounting", "pipeline", "combining", "budget", "buffer", "drawing", "nursery", "reshard"), 2
+        ("ports", "accounting", "pipeline", "combining", "laws", "budget", "buffer", "drawing", "nursery", "reshard"), 2
     )
     | dict.fromkeys((*IDEAS, *MACHINES), 3)
     | dict.fromkeys(("loop", "evaluate", "checkpoint"), 4)

@@ -1,5 +1,6 @@
 """Every shipped configuration trains, and goes on after a stop as if there had been none."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,27 @@ CHANGES = {
     "ppo": ("learn=[old_logprobs, critic.value, generalised_advantage, {critic.update: {warmup: 1}}]",),
     "a_star_po": ("sampler.uniform.samples=1",),
     "dapo": ("sampler.uniform.wave=6", "schedule.max_waves=30", "objective.clipped.dual_clip=10.0"),
+}
+
+TOLD = {
+    "jspo": "shrinkage/ weight_mean weight_min weight_max noise_mean spread_mean constant_share square_ratio",
+    "a_star_po": "optimal_value/ mean advantage_mean advantage_square unsolved_share reference_rollouts",
+    "speed": "screen/ accepted_share screened continued discarded pending accepted_mean continued_mean",
+    "spec_rl": "drafts/ reused_share whole_share cut_mean cut_p10 cut_p50 cut_p90 log_ratio_mean rejection_mean "
+    "verified_tokens overlap distinct_share",
+    "spec_rl_corrected": "drafts/ weight_mean",
+    "pspo": "prioritised/ effective_prompts at_floor_share",
+    "ppo": "critic/ loss squared_error value grad_norm skipped",
+    "remax": "greedy_baseline/ mean tokens",
+    "reinforce_pp": "returns/ mean deviation",
+    "dapo": "keep_mixed/ kept_share",
+}
+"""What runs of each method tell of it, beside what every run tells."""
+ALSO = {
+    "a_star_po": ("loss", "kl_reference", "scaled_log_ratio", "scaled_log_ratio_square"),
+    "speed": ("buffer/waiting", "buffer/trained", "buffer/age_mean", "buffer/age_max", "correction"),
+    "pspo": ("importance_weight/raw_max", "importance_weight/mean", "smoothed_stats/drift_mean"),
+    "ppo": ("generalised_advantage/explained",),
 }
 
 
@@ -40,6 +62,12 @@ def small(config: Path, data: Path, runs: Path, *more: str):  # noqa: F811
     return load(config, (*written, *SMALL[sampler], *CHANGES.get(name, ()), *more))
 
 
+def told(run: Path) -> set[str]:
+    """The names of all numbers that the steps of a run told."""
+    points = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {name for point in points if point["kind"] == "step" for name in point}
+
+
 CONFIGS = sorted(SHIPPED.glob("*.yaml"))
 
 
@@ -60,6 +88,8 @@ def test_it_trains_and_a_stop_changes_nothing(config, data, tmp_path):  # noqa: 
     launch.train(small(config, data, tmp_path / "broken", *more))
     name = load(config, ("extends=base/toy.yaml",)).plain["run"]["name"]
     straight, broken = tmp_path / "straight" / name, tmp_path / "broken" / name
+    prefix, *names = TOLD.get(config.stem, "").split() or [""]
+    assert {*(prefix + name for name in names), *ALSO.get(config.stem, ())} <= told(straight)
     assert digest(straight, 4) == digest(broken, 4)
     for step in range(1, 5):
         assert rollouts(straight, step).table.equals(rollouts(broken, step).table)

@@ -62,6 +62,13 @@ SEED = _declare("seed", INT, "seed of this rollout's sampling noise")
 PREFIX = _declare("prefix", TOKEN_IDS, "response tokens given to the engine, which continues after them")
 PREFIX_LOGPROBS = _declare("prefix_logprobs", TOKEN_FLOATS, "log-probabilities that came with the prefix")
 PREFIX_FINISH = _declare("prefix_finish", STRING, "finish reason where the prefix is the whole response, else empty")
+DRAFT_WEIGHTS = _declare(
+    "draft_weights", TOKEN_FLOATS, "for each reused token, the weight that undoes its having been accepted leniently"
+)
+DRAFT_LAW_TOKENS = _declare(
+    "draft_law_tokens", TOKEN_IDS, "of a cached draft: the likeliest tokens of the law each token was drawn from"
+)
+DRAFT_LAW_LOGPROBS = _declare("draft_law_logprobs", TOKEN_FLOATS, "of a cached draft: their log-probabilities")
 BUDGET = _declare("budget", INT, "most response tokens this rollout may have, its prefix included")
 
 # The rollout, as the engine returns it.

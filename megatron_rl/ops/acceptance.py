@@ -23,6 +23,8 @@ class Drafts(NamedTuple):
     old_logprob_T: Tensor
     offsets: Tensor
     finished_B: Tensor
+    eligible_T: Tensor | None = None
+    """Tokens that may be accepted at all: with a part of each old law, those within that part."""
 
 
 class Verdict(NamedTuple):
@@ -50,6 +52,7 @@ class Verdict(NamedTuple):
 def verify(drafts: Drafts, uniform_T: Tensor, log_lenience: float, max_response: int) -> Verdict:
     """Keep each draft up to its first rejected token; generation resumes there with the present policy."""
     accept_T = accepted(drafts.new_logprob_T, drafts.old_logprob_T, uniform_T, log_lenience)
+    accept_T = accept_T if drafts.eligible_T is None else accept_T & drafts.eligible_T
     accept_T, offsets = head(
         (accept_T, drafts.offsets), torch.full_like(drafts.finished_B, max_response, dtype=torch.int64)
     )
@@ -93,11 +96,28 @@ def output_law(new_V: Tensor, old_V: Tensor, lenience: float) -> OutputLaw:
     return OutputLaw(mass.squeeze(-1), kept_V + (1 - mass) * new_V)
 
 
-def residual_law(new_V: Tensor, old_V: Tensor) -> Tensor:
-    """(p - q)+ normalised, the law that would make a rejection at lenience 1 exact; p itself where p = q."""
-    excess_V = (new_V - old_V).clamp_min(0)
+def residual_law(new_V: Tensor, old_V: Tensor, lenience: float = 1.0) -> Tensor:
+    """p - min(q, l p) normalised, from which a rejection at lenience l <= 1 is drawn exactly; p itself where p = q.
+
+    Where a few tokens of q are known, the others are zero in `old_V`, and must then always be rejected.
+    """
+    excess_V = (new_V - kept_mass(new_V, old_V, lenience)).clamp_min(0)
     total = excess_V.sum(-1, keepdim=True)
     return torch.where(total > 0, excess_V / total, new_V)
+
+
+def draw_residual(new_NV: Tensor, old_NV: Tensor, uniform_N: Tensor, lenience: float) -> Tensor:
+    """A token from each residual law, by inversion."""
+    mass_NV = residual_law(new_NV, old_NV, lenience).cumsum(-1)
+    point_N1 = (uniform_N * mass_NV[:, -1])[:, None]
+    return torch.searchsorted(mass_NV, point_N1, right=True).squeeze(1).clamp_max(mass_NV.shape[1] - 1)
+
+
+def acceptance(log_ratio_T: Tensor, log_lenience: float) -> Tensor:
+    """min(1, l p/q): the probability with which each draft token is kept, if those before it are."""
+    if log_lenience == math.inf:
+        return torch.ones_like(log_ratio_T)
+    return (log_ratio_T + log_lenience).clamp_max(0).exp()
 
 
 def exact_output_law(new_V: Tensor, old_V: Tensor) -> OutputLaw:

@@ -7,7 +7,7 @@ resumed from a prefix, a request gets the same tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +19,7 @@ from torch import Tensor
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import PREFIX, PREFIX_LOGPROBS, PROMPT_TOKENS, TOKENS
 from megatron_rl.batch.ragged import Ragged
+from megatron_rl.laws import Laws
 from megatron_rl.ops.logprobs import Sampling, sampling_logprobs
 from megatron_rl.reshard.layout import Key
 from megatron_rl.rollout.blueprint import Blueprint
@@ -99,6 +100,9 @@ class EmbeddedEngine:
         law = sampling or self.sampling
         requests = read_requests(batch, self.max_tokens, self.blueprint.context)
         refuse_unknown(requests, self.blueprint.shape.vocabulary)
+        for request in requests:
+            if not request.finish and self.vocabulary.is_stopped(request.tokens):
+                request.finish = "stop"
         self._write(requests, law)
         rollouts = returned(batch, requests, self.version, self.vocabulary)
         if PREFIX in batch and PREFIX_LOGPROBS not in batch and len(batch):
@@ -109,6 +113,21 @@ class EmbeddedEngine:
         """Log-probability of each response token, under the law tokens are drawn from."""
         self._check_weights()
         return self._score(batch, self.sampling)
+
+    @torch.no_grad()
+    def laws(self, batch: Batch, top: int) -> Laws:
+        """The law that each response token stood in: its likeliest tokens, or all at 0."""
+        self._check_weights()
+        count = top or self.blueprint.shape.vocabulary
+        likeliest = {
+            row: logprob_NV.topk(min(count, logprob_NV.shape[1]))
+            for row, logprob_NV in self._laws(batch, self.sampling)
+        }
+        rows = [likeliest.get(row) for row in range(len(batch))]
+        return Laws(
+            Ragged.of([[] if each is None else each.indices.flatten().tolist() for each in rows], dtype=torch.int32),
+            Ragged.of([[] if each is None else each.values.flatten().tolist() for each in rows], dtype=torch.float32),
+        )
 
     def close(self) -> None:
         self.progress = None
@@ -150,8 +169,16 @@ class EmbeddedEngine:
 
     @torch.no_grad()
     def _score(self, batch: Batch, law: Sampling) -> Ragged:
-        prompts, responses = batch.ragged(PROMPT_TOKENS), batch.ragged(TOKENS)
+        responses = batch.ragged(TOKENS)
         scores: list[Tensor] = [torch.zeros(0)] * len(batch)
+        for row, logprob_NV in self._laws(batch, law):
+            target_N1 = responses.row(row).long().to(logprob_NV.device)[:, None]
+            scores[row] = logprob_NV.gather(1, target_N1).squeeze(1).float().cpu()
+        return Ragged(torch.cat(scores) if scores else torch.zeros(0), responses.offsets)
+
+    def _laws(self, batch: Batch, law: Sampling) -> Iterator[tuple[int, Tensor]]:
+        """The rows that have a response, each with the laws (N, V) of its tokens."""
+        prompts, responses = batch.ragged(PROMPT_TOKENS), batch.ragged(TOKENS)
         length_B = prompts.length_B + responses.length_B
         order = [row for row in torch.argsort(length_B).tolist() if int(responses.length_B[row])]
         while order:
@@ -164,10 +191,7 @@ class EmbeddedEngine:
             hidden_SPH, _ = self.decoder.prefill(token_SP.to(self.decoder.device), longest)
             for place, row in enumerate(rows):
                 start, stop = int(prompts.length_B[row]) - 1, int(length_B[row]) - 1
-                logprob_NV = sampling_logprobs(self.decoder.logits(hidden_SPH[place, start:stop]), law)
-                target_N1 = responses.row(row).long().to(logprob_NV.device)[:, None]
-                scores[row] = logprob_NV.gather(1, target_N1).squeeze(1).float().cpu()
-        return Ragged(torch.cat(scores) if scores else torch.zeros(0), responses.offsets)
+                yield row, sampling_logprobs(self.decoder.logits(hidden_SPH[place, start:stop]), law)
 
 
 def _tail(rows: list[int], count: int) -> tuple[list[int], list[int]]:

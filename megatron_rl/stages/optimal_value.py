@@ -28,6 +28,8 @@ class OptimalValue:
         above_B = batch.numbers(REWARD) - value_B
         metrics = {
             "optimal_value/mean": float(value_B.mean()),
+            "optimal_value/reference_rollouts": float(rewards.length_B.double().mean()),
+            "optimal_value/unsolved_share": float((value_B <= 0).double().mean()),
             "optimal_value/advantage_mean": float(above_B.mean()),
             "optimal_value/advantage_square": float(above_B.square().mean()),
         }

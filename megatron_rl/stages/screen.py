@@ -73,7 +73,11 @@ def _kept(batch: Batch, kept: int) -> Batch:
 
 def _metrics(screened: Batch, accepted_B: torch.Tensor, continued: Batch) -> dict[str, float]:
     right_B = screened.numbers(CORRECT).double()
-    metrics = {"screen/screened": float(len(screened)), "screen/continued": float(len(continued))}
+    metrics = {
+        "screen/screened": float(len(screened)),
+        "screen/continued": float(len(continued)),
+        "screen/discarded": float((~accepted_B).sum()),
+    }
     if len(screened):
         metrics["screen/accepted_share"] = float(accepted_B.double().mean())
     if bool(accepted_B.any()):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import BASELINE, GROUP, PROMPT_ID, REWARD
-from megatron_rl.ops.baselines import shrinkage
+from megatron_rl.ops.baselines import rloo, shrinkage
+from megatron_rl.ops.segments import group_moments
 from megatron_rl.ports import Context
 
 
@@ -23,7 +24,15 @@ class ShrinkageBaseline:
     def __call__(self, batch: Batch, memory: None, context: Context) -> tuple[Batch, None]:
         reward_B = batch.numbers(REWARD)
         shrunk = shrinkage(reward_B, batch.index(PROMPT_ID))
+        plain_B = reward_B - rloo(reward_B, batch.index(PROMPT_ID))
+        plain_square = float(plain_B.square().mean())
+        _, _, variance_G = group_moments(reward_B, batch.index(PROMPT_ID))
         metrics = {
+            # What shrinking makes of the size of advantages: RLOO's on the same rollouts is 1.
+            "shrinkage/square_ratio": float((reward_B - shrunk.baseline_B).square().mean()) / plain_square
+            if plain_square
+            else 1.0,
+            "shrinkage/constant_share": float((variance_G == 0).double().mean()),
             "shrinkage/weight_mean": float(shrunk.weight_G.mean()),
             "shrinkage/weight_min": float(shrunk.weight_G.min()),
             "shrinkage/weight_max": float(shrunk.weight_G.max()),

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import BUDGET, PREFIX, PREFIX_LOGPROBS, SEED, TOKENS
+from megatron_rl.batch.columns import BUDGET, PREFIX, PREFIX_LOGPROBS, PROMPT_TOKENS, SEED, TOKENS
 from megatron_rl.batch.ragged import Ragged
+from megatron_rl.laws import Laws
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ops.noise import uniforms
 
@@ -60,6 +61,19 @@ class MarkovEngine:
         starts = tokens.offsets[:-1][tokens.length_B > 0]
         before_T = before_T[: len(tokens.values)].index_fill(0, starts, -1) if len(tokens.values) else before_T[:0]
         return Ragged(self.law_VV[before_T, tokens.values.long()].log().float(), tokens.offsets)
+
+    def laws(self, batch: Batch, top: int) -> Laws:
+        """Of a prompt with more than one token the last belongs to the response."""
+        prompts = [row.tolist() for row in batch.ragged(PROMPT_TOKENS).rows()]
+        starts = [prompt[-1] if len(prompt) > 1 else -1 for prompt in prompts]
+        said = [row.tolist() for row in batch.ragged(TOKENS).rows()]
+        before = [[start, *row[:-1]] if row else [] for start, row in zip(starts, said, strict=True)]
+        count = min(top or self.law_VV.shape[1], self.law_VV.shape[1])
+        likeliest = [self.law_VV[row].log().topk(count) for row in before]
+        return Laws(
+            Ragged.of([each.indices.flatten().tolist() for each in likeliest], dtype=torch.int32),
+            Ragged.of([each.values.flatten().tolist() for each in likeliest], dtype=torch.float32),
+        )
 
     def close(self) -> None:
         self.asked = []

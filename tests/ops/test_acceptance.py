@@ -172,3 +172,30 @@ def test_the_assembled_response_keeps_the_draft_and_the_budget():
     assert [part.tolist() for part in made.context] == [[11, 12, 1, 2, 3, 13, 4], [0, 5, 7]]
     assert [part.tolist() for part in made.response] == [[1, 2, 3, 7, 4, 8, 9, 9], [0, 4, 8]]
     assert made.reused_T.tolist() == [1, 1, 1, 0, 1, 0, 0, 0]
+
+
+def test_a_residual_token_and_an_accepted_one_together_have_the_present_law_also_where_little_of_the_old_is_known():
+    known = OLD.clone()
+    known[2:] = 0.0
+    for lenience in (1.0, 0.6):
+        kept = acceptance.kept_mass(NEW, known, lenience)
+        assert_close(kept + (1 - kept.sum()) * acceptance.residual_law(NEW, known, lenience), NEW)
+
+
+def test_residual_tokens_are_drawn_by_inversion():
+    law_NV = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    uniform_N = torch.tensor([0.6, 0.999], dtype=torch.float64)
+    assert acceptance.draw_residual(law_NV, torch.zeros_like(law_NV), uniform_N, 1.0).tolist() == [1, 2]
+
+
+def test_a_token_outside_the_known_part_of_the_old_law_is_rejected_whatever_its_odds():
+    one = torch.zeros(2, dtype=torch.float64)
+    drafts = acceptance.Drafts(one, one, torch.tensor([0, 2]), torch.tensor([True]), torch.tensor([True, False]))
+    assert acceptance.verify(drafts, one, 0.0, 8).cut_B.tolist() == [1]
+
+
+def test_acceptance_is_the_lenient_ratio_up_to_one():
+    ratio_T = torch.tensor([0.25, 1.0, 4.0], dtype=torch.float64).log()
+    assert_close(acceptance.acceptance(ratio_T, 0.0), torch.tensor([0.25, 1.0, 1.0], dtype=torch.float64))
+    assert_close(acceptance.acceptance(ratio_T, math.log(2)), torch.tensor([0.5, 1.0, 1.0], dtype=torch.float64))
+    assert acceptance.acceptance(ratio_T, math.inf).tolist() == [1.0, 1.0, 1.0]

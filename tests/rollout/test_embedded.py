@@ -167,6 +167,31 @@ def test_a_stop_text_that_spans_tokens_ends_the_response_and_is_kept(folder):
     assert stopped[RESPONSE_TEXT][0].endswith(text)
 
 
+def test_a_response_cut_inside_a_stop_text_goes_on_and_ends_where_the_text_is_whole(folder):
+    tokens = written(open_embedded(folder, end=()).generate(asked(random_prompts(10))))[0][0]
+    engine = open_embedded(folder, end=(), stop=(f"<{tokens[3]}><{tokens[4]}>",))
+    whole = engine.generate(asked(random_prompts(10)[:1]))
+    resumed = engine.generate(asked(random_prompts(10)[:1], prefixes=[tokens[:4]]))
+    assert written(resumed)[0][0] == written(whole)[0][0] == tokens[:5]
+    assert resumed[FINISH] == ["stop"]
+    ended = engine.generate(asked(random_prompts(10)[:1], prefixes=[tokens[:5]]))
+    assert written(ended)[0][0] == tokens[:5]
+    assert ended[FINISH] == ["stop"]
+
+
+def test_laws_hold_the_log_probability_of_every_token_and_begin_with_the_likeliest(folder):
+    engine = open_embedded(folder, top_k=50)
+    rollouts = engine.generate(asked(random_prompts(4)))
+    target_T = rollouts[TOKENS].values.long()
+    whole, few = engine.laws(rollouts, 0), engine.laws(rollouts, 3)
+    token_TV, logprob_TV = whole.tokens.values.view(len(target_T), -1), whole.logprobs.values.view(len(target_T), -1)
+    found_T = logprob_TV[(token_TV == target_T[:, None])]
+    torch.testing.assert_close(found_T, engine.score(rollouts).values, atol=1e-6, rtol=0)
+    torch.testing.assert_close(logprob_TV.exp().sum(1), torch.ones(len(target_T)))
+    assert few.logprobs.values.view(-1, 3).tolist() == logprob_TV[:, :3].tolist()
+    assert few.tokens.length_B.tolist() == [3 * length for length in rollouts[TOKENS].length_B.tolist()]
+
+
 def test_requests_that_cannot_be_written_come_back_failed_with_the_reason(folder):
     rollouts = open_embedded(folder).generate(asked([[5] * 128, [5, 6], []]))
     assert rollouts[STATUS] == ["failed", "ok", "failed"]

@@ -10,6 +10,8 @@ import torch
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import (
+    DRAFT_LAW_LOGPROBS,
+    DRAFT_LAW_TOKENS,
     EPOCH,
     FINISH,
     GROUP,
@@ -23,6 +25,7 @@ from megatron_rl.batch.columns import (
 )
 from megatron_rl.batch.memory import Memory
 from megatron_rl.drawing import rollout_keys
+from megatron_rl.laws import shown
 from megatron_rl.ports import Context
 
 CACHED = (PROMPT_ID, SLOT, GROUP, PROMPT_TOKENS, TOKENS, SAMPLER_LOGPROBS, FINISH, EPOCH, RESPONSE_TEXT)
@@ -40,7 +43,7 @@ class Remember:
     requires: ClassVar = {"drafts.reuse": "nothing else reads the drafts, and it opens the memory they are kept in"}
     reads = (*CACHED, STATUS)
     writes = ()
-    uses: ClassVar[tuple[str, ...]] = ("actor",)
+    uses: ClassVar[tuple[str, ...]] = ("engine", "actor")
 
     max_age_epochs: int = 2
     """Drafts that were not renewed for longer are forgotten."""
@@ -54,9 +57,13 @@ class Remember:
             wave = wave.with_columns(sampler_logprobs=context.actor.score(batch))
         lived_B = torch.tensor([status == "ok" for status in batch.strings(STATUS)])
         fresh = wave.where(lived_B).select(CACHED)
+        if isinstance(memory["laws"], int):
+            laws = shown(context.engine).laws(fresh, memory["laws"])
+            fresh = fresh.with_columns({DRAFT_LAW_TOKENS: laws.tokens, DRAFT_LAW_LOGPROBS: laws.logprobs})
         kept = self._still_good(memory["cache"], set(keys), int(batch.numbers(EPOCH).max()))
         cache = Batch.concat([*kept, fresh])
-        return batch, {**memory, "cache": cache, "waves": memory["waves"] + 1}
+        told = batch.with_metrics(_metrics(batch, memory["cache"]))
+        return told, {**memory, "cache": cache, "waves": memory["waves"] + 1}
 
     def _still_good(self, cache: Memory, renewed: set[tuple[str, int, int]], epoch: int) -> list[Batch]:
         if not isinstance(cache, Batch):
@@ -78,3 +85,18 @@ class Remember:
                 )
             )
         ]
+
+
+def _metrics(batch: Batch, cache: Memory) -> dict[str, float]:
+    """How much the epochs overlap, token by token, and how many different responses a group has."""
+    groups = batch.group_rows()
+    said = [tuple(row.tolist()) for row in batch.ragged(TOKENS).rows()]
+    distinct = sum(len({said[row] for row in rows.tolist()}) for rows in groups)
+    metrics = {"drafts/distinct_share": distinct / max(len(batch), 1)}
+    if isinstance(cache, Batch):
+        keys = zip(cache.strings(PROMPT_ID), cache.numbers(SLOT).tolist(), cache.numbers(GROUP).tolist(), strict=True)
+        before = dict(zip(keys, (row.tolist() for row in cache.ragged(TOKENS).rows()), strict=True))
+        pairs = [(before[key], now) for key, now in zip(rollout_keys(batch), said, strict=True) if key in before]
+        same = sum(a == b for old, new in pairs for a, b in zip(old, new, strict=False))
+        metrics["drafts/overlap"] = same / max(sum(max(len(old), len(new)) for old, new in pairs), 1)
+    return metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import (
+    DRAFT_LAW_LOGPROBS,
+    DRAFT_LAW_TOKENS,
+    DRAFT_WEIGHTS,
     EPOCH,
     FINISH,
     GROUP,
@@ -29,12 +33,15 @@ from megatron_rl.batch.columns import (
 from megatron_rl.batch.memory import Memory
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.drawing import Key, rollout_keys
-from megatron_rl.ops.acceptance import Drafts, Verdict, verify
+from megatron_rl.laws import shown, spread_out
+from megatron_rl.ops.acceptance import Drafts, Verdict, acceptance, draw_residual, reuse_correction, verify
 from megatron_rl.ops.noise import fold, uniforms
 from megatron_rl.ops.segments import positions
 from megatron_rl.ports import Context
 
 Side = Literal["engine", "actor"]
+NOTHING: Mapping[str, Memory] = {"cache": None, "law": "", "side": "", "laws": None, "waves": 0}
+"""The memory before the first wave."""
 
 
 class Found(NamedTuple):
@@ -44,17 +51,31 @@ class Found(NamedTuple):
     drafts: Batch
 
 
+class Looked(NamedTuple):
+    """What the present policy makes of the drafts: their tokens' log-probabilities, what is kept, what follows it."""
+
+    new: Ragged
+    verdict: Verdict
+    next: Ragged
+    """After a rejection in exact reuse: the token drawn in its place, one for the row or none."""
+    next_logprobs: Ragged
+    weights: Ragged
+    """Of the kept tokens, for `drafts.correct`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reuse:
     """Writes `prefix`: the draft up to its first rejected token. A response kept whole never reaches the engine.
 
-    A draft token is accepted with probability min(1, e^log_lenience * p_new / p_old) (SPEC-RL).
+    A draft token is accepted with probability min(1, e^log_lenience * p_new / p_old) (SPEC-RL). What follows a
+    rejection is drawn from p_new, which shifts the law of that token; with `laws` it is drawn from the residual law,
+    which leaves it exactly p_new's.
     """
 
     slot: ClassVar[str] = "drafts"
     requires: ClassVar = {"drafts.remember": "there are no drafts unless it keeps the responses"}
     reads = (PROMPT_ID, GROUP, SLOT, PROMPT_TOKENS, EPOCH, PHASE)
-    writes = (PREFIX, PREFIX_LOGPROBS, PREFIX_FINISH, RESPONSE_TEXT, REUSED)
+    writes = (PREFIX, PREFIX_LOGPROBS, PREFIX_FINISH, RESPONSE_TEXT, REUSED, DRAFT_WEIGHTS)
     uses: ClassVar[tuple[str, ...]] = ("engine", "actor")
 
     log_lenience: float = 0.5
@@ -63,6 +84,8 @@ class Reuse:
     """Older drafts are not used."""
     side: Side = "engine"
     """Who scores drafts; both the old and the new log-probabilities come from this side."""
+    laws: int | None = None
+    """Exact reuse: likeliest tokens kept of each old law, 0 for all; null keeps none and is not exact."""
     phases: tuple[str, ...] = ("train", "continue")
     """Rollouts that may start from a draft; screening ones are left alone, since reuse would repeat their outcome."""
 
@@ -72,30 +95,79 @@ class Reuse:
                 f"drafts.reuse: log_lenience is {self.log_lenience} with 'screen' among the phases; lenient screening "
                 "repeats last epoch's outcome: set log_lenience to 0 or less, or leave 'screen' out"
             )
+        if self.laws is not None and (self.laws < 0 or self.log_lenience > 0 or self.side != "engine"):
+            raise ValueError(
+                f"drafts.reuse: laws is {self.laws} with log_lenience {self.log_lenience} and side '{self.side}'; "
+                "exact reuse needs laws of at least 0, a log_lenience of at most 0, and the engine's side"
+            )
 
     def __call__(self, batch: Batch, memory: Memory, context: Context) -> tuple[Batch, Memory]:
-        state = dict(memory) if isinstance(memory, Mapping) else {"cache": None, "law": "", "side": "", "waves": 0}
+        state = dict(memory) if isinstance(memory, Mapping) else dict(NOTHING)
         wave = state["waves"]
         assert isinstance(wave, int), "drafts.remember counts the waves"
         law = repr(context.engine.sampling)
-        usable = state["cache"] if (state["law"], state["side"]) == (law, self.side) else None
-        state |= {"law": law, "side": self.side, "cache": usable}
+        from_same = (state["law"], state["side"], state["laws"]) == (law, self.side, self.laws)
+        usable = state["cache"] if from_same else None
+        state |= {"law": law, "side": self.side, "laws": self.laws, "cache": usable}
         found = self._find(batch, usable)
         if not len(found.row_N):
             return _ask_for_everything(batch), state
-        drafts = found.drafts
-        asked = batch.take(found.row_N).select([PROMPT_TOKENS]).with_columns(tokens=drafts.ragged(TOKENS))
-        new = context.engine.score(asked) if self.side == "engine" else context.actor.score(asked)
         keys = [rollout_keys(batch)[row] for row in found.row_N.tolist()]
+        looked = self._look(found.drafts, keys, wave, context)
+        return _ask_for_the_rest(batch, found, looked).with_metrics(self._metrics(found, looked)), state
+
+    def _look(self, drafts: Batch, keys: list[Key], wave: int, context: Context) -> Looked:
+        asked = drafts.select([PROMPT_TOKENS, TOKENS])
+        new = context.engine.score(asked) if self.side == "engine" else context.actor.score(asked)
         verdict = self._verify(drafts, new, fold(context.key("drafts", wave), keys), context.engine.max_tokens)
-        return _ask_for_the_rest(batch, found, new, verdict), state
+        weights = self._weights(drafts, new, verdict)
+        none = Ragged.from_lengths(torch.zeros(0), torch.zeros(len(drafts), dtype=torch.int64))
+        if self.laws is None or bool(verdict.whole_B.all()):
+            return Looked(new, verdict, none, none, weights)
+        rejected_B = ~verdict.whole_B
+        law_NV = _law_at(asked.where(rejected_B), verdict.cut_B[rejected_B], context)
+        uniform_N = uniforms(fold(context.key("residual", wave), keys)[rejected_B], torch.zeros(len(law_NV)))
+        old_NV = _kept_law_at(drafts.where(rejected_B), verdict.cut_B[rejected_B], law_NV.shape[1])
+        token_N = draw_residual(law_NV, old_NV, uniform_N, math.exp(self.log_lenience))
+        drawn = Ragged.from_lengths(token_N.int(), rejected_B.long())
+        logprob_N = law_NV.gather(1, token_N[:, None]).squeeze(1).log().float()
+        return Looked(new, verdict, drawn, Ragged(logprob_N, drawn.offsets), weights)
 
     def _verify(self, drafts: Batch, new: Ragged, key_N: Tensor, max_tokens: int) -> Verdict:
         finished_N = torch.tensor([finish == "stop" for finish in drafts.strings(FINISH)])
         old = drafts.ragged(SAMPLER_LOGPROBS)
         uniform_T = uniforms(key_N[old.row_T], positions(old.offsets))
-        scored = Drafts(new.values.double(), old.values.double(), old.offsets, finished_N)
+        eligible_T = None
+        if self.laws is not None and len(old.values):
+            law_TK = drafts.ragged(DRAFT_LAW_TOKENS).values.view(len(old.values), -1)
+            eligible_T = (law_TK == drafts.ragged(TOKENS).values[:, None]).any(1)
+        scored = Drafts(new.values.double(), old.values.double(), old.offsets, finished_N, eligible_T)
         return verify(scored, uniform_T, self.log_lenience, max_tokens)
+
+    def _weights(self, drafts: Batch, new: Ragged, verdict: Verdict) -> Ragged:
+        """One for every kept token where reuse is exact."""
+        log_ratio_T = new.values.double() - drafts.ragged(SAMPLER_LOGPROBS).values.double()
+        one_T = torch.ones_like(log_ratio_T)
+        if self.laws is None and len(log_ratio_T):
+            mean = float(acceptance(log_ratio_T, self.log_lenience).mean())
+            one_T = reuse_correction(log_ratio_T, one_T, self.log_lenience, mean)
+        return Ragged(one_T.float(), new.offsets).head(verdict.cut_B)
+
+    def _metrics(self, found: Found, looked: Looked) -> dict[str, float]:
+        old_T = found.drafts.ragged(SAMPLER_LOGPROBS).values.double()
+        drift_T, verdict = looked.new.values.double() - old_T, looked.verdict
+        alpha_T = acceptance(drift_T, self.log_lenience)
+        cuts = {f"drafts/cut_p{share}": float(verdict.cut_B.double().quantile(share / 100)) for share in (10, 50, 90)}
+        return cuts | {
+            "drafts/found": float(len(found.row_N)),
+            "drafts/reused_share": verdict.reused_fraction,
+            "drafts/whole_share": verdict.full_reuse_fraction,
+            "drafts/cut_mean": float(verdict.cut_B.double().mean()),
+            "drafts/log_ratio_mean": float(drift_T.mean()) if len(drift_T) else 0.0,
+            "drafts/rejection_mean": float((1 - alpha_T).mean()) if len(drift_T) else 0.0,
+            "drafts/verified_tokens": float(len(old_T)),
+            "drafts/reused_tokens": float(verdict.cut_B.sum()),
+        }
 
     def _find(self, batch: Batch, cache: Memory) -> Found:
         if not isinstance(cache, Batch):
@@ -124,18 +196,43 @@ def cached_keys(cache: Batch) -> list[Key]:
     return [(prompt, slot, group) for prompt, (slot, group) in zip(cache.strings(PROMPT_ID), numbers, strict=True)]
 
 
+def _law_at(asked: Batch, cut_N: Tensor, context: Context) -> Tensor:
+    """The present policy's whole law (N, V) of the token behind the cut."""
+    prompts, tokens = asked.ragged(PROMPT_TOKENS), asked.ragged(TOKENS)
+    one_N = torch.ones_like(cut_N)
+    rejected = Ragged.from_lengths(tokens.values[tokens.offsets[:-1] + cut_N], one_N)
+    laws = shown(context.engine).laws(
+        Batch.of({PROMPT_TOKENS: prompts.append(tokens.head(cut_N)), TOKENS: rejected}), 0
+    )
+    count = len(laws.tokens.values) // len(asked)
+    return spread_out(laws.tokens.values.view(-1, count), laws.logprobs.values.view(-1, count), count)
+
+
+def _kept_law_at(drafts: Batch, cut_N: Tensor, vocabulary: int) -> Tensor:
+    """What was kept of the old law there, zero elsewhere."""
+    tokens, laws = drafts.ragged(TOKENS), drafts.ragged(DRAFT_LAW_TOKENS)
+    at_N = tokens.offsets[:-1] + cut_N
+    token_TK = laws.values.view(len(tokens.values), -1)
+    logprob_TK = drafts.ragged(DRAFT_LAW_LOGPROBS).values.view(len(tokens.values), -1)
+    return spread_out(token_TK[at_N], logprob_TK[at_N], vocabulary)
+
+
 def _ask_for_everything(batch: Batch) -> Batch:
     nothing = Ragged.from_lengths(torch.zeros(0), torch.zeros(len(batch), dtype=torch.int64))
     empty = [""] * len(batch)
     return batch.with_columns(
-        prefix=nothing, prefix_logprobs=nothing, prefix_finish=empty, response_text=empty, reused=[0] * len(batch)
+        prefix=nothing,
+        prefix_logprobs=nothing,
+        prefix_finish=empty,
+        response_text=empty,
+        reused=[0] * len(batch),
+        draft_weights=nothing,
     )
 
 
-def _ask_for_the_rest(batch: Batch, found: Found, new: Ragged, verdict: Verdict) -> Batch:
+def _ask_for_the_rest(batch: Batch, found: Found, looked: Looked) -> Batch:
     """Requests that begin with what was kept; the prefix carries the log-probabilities of the present policy."""
-    drafts, count = found.drafts, len(batch)
-    cut_B = torch.zeros(count, dtype=torch.int64).index_copy(0, found.row_N, verdict.cut_B)
+    drafts, verdict, count = found.drafts, looked.verdict, len(batch)
     finish, text = [""] * count, [""] * count
     length_N = drafts.ragged(TOKENS).length_B
     for place, row in enumerate(found.row_N.tolist()):
@@ -143,24 +240,17 @@ def _ask_for_the_rest(batch: Batch, found: Found, new: Ragged, verdict: Verdict)
         is_whole = int(verdict.cut_B[place]) == int(length_N[place])
         if is_whole and not verdict.needs_generation_B[place]:
             finish[row], text[row] = drafts.strings(FINISH)[place], drafts.strings(RESPONSE_TEXT)[place]
+
+    def placed(rows: Ragged) -> Ragged:
+        """Rows of drafts at the rows of the batch, which are empty where there was no draft."""
+        length_B = torch.zeros(count, dtype=torch.int64).index_copy(0, found.row_N, rows.length_B)
+        return Ragged.from_lengths(rows.values, length_B)
+
     return batch.with_columns(
-        prefix=Ragged.from_lengths(drafts.ragged(TOKENS).head(verdict.cut_B).values, cut_B),
-        prefix_logprobs=Ragged.from_lengths(new.head(verdict.cut_B).values, cut_B),
+        prefix=placed(drafts.ragged(TOKENS).head(verdict.cut_B).append(looked.next)),
+        prefix_logprobs=placed(looked.new.head(verdict.cut_B).append(looked.next_logprobs)),
         prefix_finish=finish,
         response_text=text,
-        reused=cut_B,
-    ).with_metrics(_metrics(found, new, verdict))
-
-
-def _metrics(found: Found, new: Ragged, verdict: Verdict) -> dict[str, float]:
-    old_T = found.drafts.ragged(SAMPLER_LOGPROBS).values.double()
-    drift_T = new.values.double() - old_T
-    return {
-        "drafts/found": float(len(found.row_N)),
-        "drafts/reused_share": verdict.reused_fraction,
-        "drafts/whole_share": verdict.full_reuse_fraction,
-        "drafts/cut_mean": float(verdict.cut_B.double().mean()),
-        "drafts/log_ratio_mean": float(drift_T.mean()) if len(drift_T) else 0.0,
-        "drafts/rejection_mean": float((1 - drift_T.clamp_max(0).exp()).mean()) if len(drift_T) else 0.0,
-        "drafts/verified_tokens": float(len(old_T)),
-    }
+        reused=torch.zeros(count, dtype=torch.int64).index_copy(0, found.row_N, verdict.cut_B),
+        draft_weights=placed(looked.weights),
+    )

@@ -31,7 +31,7 @@ def test_failed_rollouts_are_no_drafts():
     engine = MarkovEngine(random_law(0))
     batch, memory = wave(engine, None, 0)
     failed = batch.with_columns({STATUS: ["failed"] + ["ok"] * 11})
-    context = Context(step=0, version=0, seed=1, machines={"actor": engine})
+    context = Context(step=0, version=0, seed=1, machines={"actor": engine, "engine": engine})
     _, memory = Remember()(failed, memory, context)
     assert len(memory["cache"]) == 11
 
@@ -40,3 +40,12 @@ def test_without_reuse_before_it_it_says_so():
     batch, _ = wave(MarkovEngine(random_law(0)), None, 0)
     with pytest.raises(TypeError, match=r"drafts\.reuse before it"):
         Remember()(batch, None, Context(step=0, version=0, seed=0))
+
+
+def test_overlap_of_the_epochs_and_variety_within_groups_are_told():
+    engine = MarkovEngine(random_law(0))
+    first, memory = wave(engine, None, 0)
+    second, _ = wave(engine, memory, 1)
+    assert "drafts/overlap" not in first.metrics
+    assert second.metrics["drafts/overlap"] == 1.0
+    assert 1 / 3 <= second.metrics["drafts/distinct_share"] <= 1.0

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megatron_rl.batch.columns import (
+    DRAFT_WEIGHTS,
     EPOCH,
     FINISH,
     PHASE,
@@ -19,7 +20,7 @@ from megatron_rl.batch.columns import (
 )
 from megatron_rl.batch.memory import read_memory, write_memory
 from megatron_rl.drawing import requests
-from megatron_rl.ops.acceptance import sequence_law
+from megatron_rl.ops.acceptance import output_law, sequence_law
 from megatron_rl.ports import Context
 from megatron_rl.stages.drafts.remember import Remember
 from megatron_rl.stages.drafts.reuse import Reuse
@@ -113,6 +114,85 @@ def test_two_tokens_have_the_joint_law_of_the_formula():
         for b in range(1, 4):
             share = float(expected_VV[a, b])
             assert abs(pairs[a, b] / 4000 - share) < 5 * math.sqrt(share * (1 - share) / 4000) + 1e-3
+
+
+def law_of_the_first_token(reuse, old, new, samples=2000):
+    """Shares of the tokens that a rollout with a draft begins with."""
+    engine = MarkovEngine(old, max_tokens=1)
+    _, memory = wave(engine, None, 0, reuse, samples=samples, prompts=1)
+    engine.law_VV = new
+    second, _ = wave(engine, memory, 1, reuse, samples=samples, prompts=1)
+    return torch.bincount(second[TOKENS].values.long(), minlength=4) / samples
+
+
+def within_noise(shares, law, samples=2000):
+    return bool(((shares - law).abs() < 5 * (law * (1 - law) / samples).sqrt() + 1e-4).all())
+
+
+@pytest.mark.parametrize("lenience", [0.4, 1.0, math.exp(0.5), 3.0])
+def test_a_verified_token_has_the_law_m_plus_the_missing_mass_of_p(lenience):
+    old, new = random_law(0), random_law(7)
+    shares = law_of_the_first_token(Reuse(log_lenience=math.log(lenience)), old, new)
+    kept = torch.minimum(old[-1], lenience * new[-1])
+    assert within_noise(shares, kept + (1 - kept.sum()) * new[-1])
+
+
+@pytest.mark.parametrize(("laws", "log_lenience"), [(0, 0.0), (2, 0.0), (1, -0.5)])
+def test_exact_reuse_leaves_the_law_of_a_token_the_present_policys_however_little_is_kept(laws, log_lenience):
+    old, new = random_law(0), random_law(7)
+    # The test would see the vanilla rule's law.
+    assert not within_noise(output_law(new[-1], old[-1], 1.0).output_V, new[-1])
+    shares = law_of_the_first_token(Reuse(log_lenience=log_lenience, laws=laws), old, new)
+    assert within_noise(shares, new[-1])
+
+
+def test_exact_reuse_leaves_the_joint_law_of_two_tokens_alone_too():
+    old, new = random_law(0, stop_share=1e-9), random_law(7, stop_share=1e-9)
+    engine, reuse = MarkovEngine(old, max_tokens=2), Reuse(log_lenience=0.0, laws=2)
+    _, memory = wave(engine, None, 0, reuse, samples=2000, prompts=1)
+    engine.law_VV = new
+    second, _ = wave(engine, memory, 1, reuse, samples=2000, prompts=1)
+    pairs = torch.stack([row.long() for row in second[TOKENS].rows()])
+    shares = torch.bincount(pairs[:, 0] * 4 + pairs[:, 1], minlength=16) / 2000
+    law = (new[-1][:, None] * new[:-1]).flatten()
+    assert within_noise(shares[4:], law[4:], samples=2000)
+    assert 0 < second[REUSED].sum() < 4000
+
+
+def test_exact_reuse_keeps_every_draft_of_an_unchanged_policy():
+    first, second, engine = two_epochs(Reuse(log_lenience=0.0, laws=0))
+    assert engine.asked == []
+    assert second[TOKENS].values.tolist() == first[TOKENS].values.tolist()
+
+
+def test_log_probabilities_after_exact_reuse_are_the_present_policys():
+    _, second, engine = two_epochs(Reuse(log_lenience=0.0, laws=2), second_law=random_law(7))
+    torch.testing.assert_close(second[SAMPLER_LOGPROBS].values, engine.score(second).values)
+
+
+@pytest.mark.parametrize("wrong", [{"log_lenience": 0.5}, {"log_lenience": 0.0, "side": "actor"}])
+def test_exact_reuse_that_cannot_be_exact_is_refused(wrong):
+    with pytest.raises(ValueError, match="exact reuse needs"):
+        Reuse(laws=8, **wrong)
+
+
+def test_kept_tokens_carry_the_weights_that_restore_the_law_in_expectation():
+    old, new, lenience = random_law(0), random_law(7), math.exp(0.5)
+    engine, reuse = MarkovEngine(old, max_tokens=1), Reuse(log_lenience=0.5)
+    _, memory = wave(engine, None, 0, reuse, samples=4000, prompts=1)
+    engine.law_VV = new
+    second, _ = wave(engine, memory, 1, reuse, samples=4000, prompts=1)
+    weights = torch.ones(4000, dtype=torch.float64)
+    kept = second[DRAFT_WEIGHTS].length_B > 0
+    assert kept.tolist() == (second[REUSED] > 0).tolist()
+    weights[kept] = second[DRAFT_WEIGHTS].values.double()
+    token_N = second[TOKENS].values.long()
+    shares = torch.zeros(4, dtype=torch.float64).index_add(0, token_N, weights) / 4000
+    # m a max(p/q, 1/l) = a p on every token, and (1 - a) p of fresh ones: together p.
+    torch.testing.assert_close(shares, new[-1], atol=0.04, rtol=0)
+    plain = torch.bincount(token_N, minlength=4) / 4000
+    assert float((plain - new[-1]).abs().max()) > 0.03
+    assert lenience > 1
 
 
 def test_drafts_expire_and_other_templates_and_phases_find_none():
