@@ -16,7 +16,9 @@ from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import PROMPT_TOKENS, TOKENS
 from megatron_rl.ops.logprobs import Sampling, sampling_logprobs
 from megatron_rl.reshard.delivery import Cut, Delivery, Source
+from megatron_rl.reshard.layout import Key
 from megatron_rl.reshard.local import load_rank
+from megatron_rl.reshard.transport import Exchange
 from megatron_rl.rollout.settings import SamplingSettings
 from megatron_rl.rollout.vllm import ServedModel, Vllm
 from megatron_rl.rollout.vllm_engine import VllmEngine
@@ -34,6 +36,7 @@ class Serving:
     ) -> None:
         self.shape = describe(weights.read_config(folder)).shape
         self.folder, self.version = folder, -1
+        self.sender: tuple[Delivery, dict[Key, Tensor], Exchange] | None = None
         model = ServedModel(folder=folder, shape=self.shape, context=CONTEXT, dtype=torch.float32)
         settings = Vllm(**{"cache_gib": 0.0625, "verify": "full", **choices})
         sampling = SamplingSettings(max_tokens=max_tokens)
@@ -49,10 +52,12 @@ class Serving:
         self.engine.serve(self.version)
 
     def send(self, delivery: Delivery, version: int) -> None:
-        read = load_file(self.folder / "model.safetensors").__getitem__
-        tensors = {tensor.key: torch.zeros(tensor.shape) for tensor in delivery.plan.source.tensors(0)}
-        load_rank(delivery.plan.source, 0, read, tensors)
-        delivery.sending({0: tensors}).run(version)
+        if self.sender is None or self.sender[0] != delivery:
+            tensors = {tensor.key: torch.zeros(tensor.shape) for tensor in delivery.plan.source.tensors(0)}
+            self.sender = delivery, tensors, delivery.sending({0: tensors})
+        _, tensors, exchange = self.sender
+        load_rank(delivery.plan.source, 0, load_file(self.folder / "model.safetensors").__getitem__, tensors)
+        exchange.run(version)
 
 
 def expected_logprobs(folder: Path, rollouts: Batch, law: Sampling | None = None) -> tuple[list[Tensor], list[Tensor]]:

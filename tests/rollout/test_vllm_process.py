@@ -95,7 +95,6 @@ def test_a_group_whose_driver_is_gone_ends_and_leaves_nothing_in_memory(vllm_fol
     serving.publish(vllm_folder)
     fleet = serving.engine.fleet
     key, group = fleet.delivery.key, fleet.berths[0].group
-    assert list(memory_folder().glob(f"{key}*"))
     group.wire.close()
     ends = time.monotonic() + 60
     while group.process.poll() is None and time.monotonic() < ends:
