@@ -1,6 +1,7 @@
 """A Megatron distributed checkpoint of weights: written chunk by chunk, read box by box, never whole in memory."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -10,8 +11,8 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -80,7 +81,7 @@ class Reader:
         self._metadata: Metadata = self._storage.read_metadata()
         self._storage.set_up_storage_reader(self._metadata, is_coordinator=True)
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, TensorStorageMetadata]:
         """Shape, type and chunks of every tensor."""
         known = self._metadata.state_dict_metadata.items()
@@ -88,7 +89,7 @@ class Reader:
 
     def read(self, name: str, box: Box) -> Tensor:
         """This box, without its first axis where that is one layer of a stack."""
-        stored = self._metadata.state_dict_metadata[name]
+        stored = self.tensors[name]
         target = torch.empty([stop - start for start, stop in box], dtype=stored.properties.dtype)
         items = [
             item
