@@ -8,6 +8,7 @@ from pathlib import Path
 from tools.claims.page import Page, spread
 from tools.claims.race import Race
 from tools.claims.trial import Arm, Bench, Levels, Protocol, Task
+from tools.claims.wide_model import Width
 
 TARGET = 0.75
 PRICES = {
@@ -22,6 +23,13 @@ beforehand: no groups, no critic. Headline: target accuracy in at least 1.5 time
 quarter less peak memory of the actor. All arms write 128 rollouts a step of chained arithmetic of 1 to 8 steps, 1024
 prompts, target {TARGET} on held-out ones, sampled; learning rates are the same. Rollout tokens contain
 stage 1's. Peak memory is what learning and scoring took above what the process had before the run."""
+
+NOTES = (
+    "Runs this short do not earn stage 1 back; it pays where the same values serve longer runs, or several.",
+    "PPO's steps contain the 5 in which only its critic learns, as shipped; without them it would be nearer.",
+    "The peak memory in the table is that of 0.3 million parameters, which is the activations of a micro-batch that "
+    "all arms share: the critic's weights, gradients and moments are 5 MiB.",
+)
 
 
 def arms(quick: bool) -> list[Arm]:
@@ -62,6 +70,40 @@ def arms(quick: bool) -> list[Arm]:
     ]
 
 
+def peaks(work: Path, quick: bool) -> tuple[int, dict[str, float]]:
+    """Parameters of a model whose weights fill the memory, and the peak MiB of two steps of PPO and A*-PO on it."""
+    width = Width(heads=3, layers=1) if quick else Width(heads=16, layers=8)
+    model, parameters = width.write(work / f"wide_{width.heads}_{width.layers}")
+    every = Levels(easiest=1, hardest=8, count=32)
+    task = Task(train=(every,), held_out=(Levels(easiest=1, hardest=8, count=2),), max_tokens=16, warm_up=3)
+    protocol = Protocol(
+        steps=2,
+        evaluate_every=0,
+        changes=(f"model.folder={model}", "actor.update.steps=1", "actor.update.microbatch_tokens=512"),
+        apart=not quick,
+    )
+    asked = (
+        *("sampler={uniform: {prompts: 32, samples: 1}}", "data.solvable=false"),
+        # At its first step already, so that the policy's update is part of the peak.
+        "learn=[critic.value, generalised_advantage, {critic.update: {warmup: 0}}]",
+    )
+    chosen = [
+        Arm(name="PPO", config="ppo", changes=(asked[0], asked[2], "critic.update.steps=1")),
+        Arm(name="A*-PO", config="a_star_po", changes=asked[:2], value_samples=1),
+    ]
+    results = Bench(work=work, claim="a_star_po_memory", task=task, protocol=protocol).results(chosen, [0])
+    return parameters, {result.arm: result.steps[-1]["memory/peak"] for result in results}
+
+
+def _said_of(parameters: int, peak: dict[str, float]) -> str:
+    less = 1 - peak["A*-PO"] / peak["PPO"]
+    return (
+        f"Peak memory of two steps with {parameters / 1e6:.0f} million parameters in FP32, where weights fill it: "
+        f"PPO {peak['PPO']:.0f} MiB, A*-PO {peak['A*-PO']:.0f} MiB, reference and engine included in both: "
+        f"{less:.0%} less where 25% was asked, {'met' if less >= 0.25 else 'not met'}."
+    )
+
+
 def page(work: Path, seeds: Sequence[int], quick: bool) -> Page:
     every = Levels(easiest=1, hardest=8, count=8 if quick else 1024)
     task = Task(
@@ -85,8 +127,9 @@ def page(work: Path, seeds: Sequence[int], quick: bool) -> Page:
         found=[
             race.said("A*-PO", "seconds", 1.5),
             race.said("A*-PO", "seconds with stage 1", 1.5),
-            race.said("A*-PO", "peak MiB", 1 / 0.75),
+            _said_of(*peaks(work, quick)),
             f"Stage 1 took {spread(share, '.0f')} seconds, once for a model and its prompts.",
+            *NOTES,
         ],
         table=race.table(),
         runs=race.runs(),

@@ -10,7 +10,7 @@ from tools.claims.race import Race
 from tools.claims.trial import Arm, Bench, Levels, Protocol, Task
 
 OBJECTIVE = "objective={clipped: {low: 0.2, high: 0.28, kl: 0.0, aggregation: token-mean}}"
-TARGET = 0.5
+TARGET = 0.75
 EFFECTIVE = "prioritised/effective_prompts"
 PRICES = {"steps": ("step",), "rollout tokens": ("tokens/generated",), "seconds": ("processor/all",)}
 ASKED = f"""Prompts are drawn in proportion to their last advantages, and rewards are centred and scaled by statistics
@@ -51,7 +51,7 @@ def page(work: Path, seeds: Sequence[int], quick: bool) -> Page:
     )
     protocol = Protocol(
         steps=2 if quick else 120,
-        evaluate_every=1 if quick else 6,
+        evaluate_every=1 if quick else 4,
         target=TARGET,
         kept=(EFFECTIVE,),
         changes=("actor.reference=none", "actor.optimizer.learning_rate.peak=3e-4", OBJECTIVE),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tools.claims.page import Page
@@ -12,7 +13,9 @@ from tools.claims.trial import Arm, Bench, Levels, Protocol, Task
 OBJECTIVE = "objective={clipped: {low: 0.2, high: 0.2, dual_clip: 10.0}}"
 LEARN = "learn=[leave_one_out_baseline, advantage]"
 """One update a batch finds the old log-probabilities by itself."""
-TARGET = 0.8
+TARGET, END = 0.7, 0.8
+"""The accuracy that the table is about, and the one at which a run ends."""
+BASELINE = "RLOO, slower"
 PRICES = {
     "steps": ("step",),
     "rollout tokens": ("tokens/generated",),
@@ -20,11 +23,20 @@ PRICES = {
     "seconds": ("processor/all",),
 }
 ASKED = f"""Four rollouts show whether a prompt can teach; only then twenty more are written. Headline: at least twice
-fewer rollout tokens than RLOO to a target accuracy. Nine prompts in ten have 9 to 12 steps, which the warmed-up model
-never saw and solves once in a hundred times; one in ten has 2 to 4, which it can learn. Accuracy is that of held-out
-prompts of 2 to 4 steps, sampled, target {TARGET}. RLOO learns from 8 prompts of 24 rollouts a step; SPEED from 4
-accepted ones of 4 + 20, screening 32 a wave, which makes a step about as dear; DAPO is RLOO's advantage with dynamic
-sampling, 4 mixed prompts a step. The learning rate is 3e-4, and 1e-4 for the slower RLOO."""
+fewer rollout tokens than RLOO to a target accuracy, here against the better of two learning rates of RLOO. Nine
+prompts in ten have 9 to 12 steps, which the warmed-up model never saw and solves once in a hundred times; one in ten
+has 2 to 4, which it can learn. Accuracy is that of held-out prompts of 2 to 4 steps, sampled; the table's target is
+{TARGET}, and runs end at {END}. RLOO learns from 8 prompts of 24 rollouts a step; SPEED from 4 accepted ones of 4 + 20,
+screening 32 a wave, which makes a step about as dear; DAPO is RLOO's advantage with dynamic sampling, 4 mixed prompts
+a step. The learning rate is 3e-4, and 1e-4 for the slower RLOO."""
+
+NOTES = (
+    "Eight prompts of RLOO hold less than one that teaches, on average, and the rest of the batch is noise: at the "
+    "common rate its accuracy goes up and down and may collapse. The slower RLOO shows what the rate alone explains.",
+    "Tried besides, one seed, with an earlier model: half of the prompts of one step, solved nine times in ten, and 16 "
+    "prompts of 24 rollouts a step for both arms. There most accepted prompts were the easy ones, and SPEED needed as "
+    "many tokens as RLOO: screening pays where few prompts are mixed, not wherever many are easy.",
+)
 
 
 def arms(quick: bool) -> list[Arm]:
@@ -66,16 +78,22 @@ def page(work: Path, seeds: Sequence[int], quick: bool) -> Page:
     protocol = Protocol(
         steps=2 if quick else 100,
         evaluate_every=1 if quick else 5,
-        target=TARGET,
+        target=END,
         kept=("screen/accepted_share", "keep_mixed/kept_share"),
         changes=("actor.update.steps=1", "actor.optimizer.learning_rate.peak=3e-4", LEARN, OBJECTIVE),
     )
     results = Bench(work=work, claim="speed", task=task, protocol=protocol).results(arms(quick), seeds)
-    race = Race(results=results, arms=arms(quick), baseline="RLOO", target=TARGET, prices=PRICES)
+    race = Race(results=results, arms=arms(quick), baseline=BASELINE, target=TARGET, prices=PRICES)
+    end = replace(race, target=END)
     return Page(
         title="SPEED-RL: screen first, then continue",
         asked=ASKED,
-        found=[race.said(name, "rollout tokens", asked) for name, asked in (("SPEED", 2.0), ("DAPO", 1.0))],
+        found=[
+            race.said("SPEED", "rollout tokens", 2.0),
+            race.said("DAPO", "rollout tokens", 1.0),
+            f"At {END} itself: {end.said('SPEED', 'rollout tokens', 2.0)}",
+            *NOTES,
+        ],
         table=race.table(),
         runs=race.runs(),
         figure=race.figure("rollout tokens", unit=1000),
