@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -16,7 +17,9 @@ from megatron_rl.actor.architecture import HfConfig, describe
 from megatron_rl.actor.megatron_actor import Origin
 from megatron_rl.actor.rope import frequencies
 from megatron_rl.actor.settings import ActorSettings, CriticSettings
+from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import REFERENCE_REWARDS
+from megatron_rl.batch.memory import read_memory
 from megatron_rl.buffer import GroupBuffer
 from megatron_rl.cluster.settings import ClusterSettings
 from megatron_rl.combining import check_combination
@@ -26,8 +29,9 @@ from megatron_rl.data.values import read_values
 from megatron_rl.evaluate import EvaluationSettings, HeldOut
 from megatron_rl.loop import Run, Schedule
 from megatron_rl.pipeline import chain, check_wiring
-from megatron_rl.ports import Sampler, Stage
+from megatron_rl.ports import Context, Sampler, Stage
 from megatron_rl.processes import Apart, Cast, Engine, in_this_process
+from megatron_rl.replay import Replayed, replay
 from megatron_rl.rewards.pool import JudgeSettings, RewardPool
 from megatron_rl.rollout.blueprint import Blueprint
 from megatron_rl.rollout.embedded import Embedded
@@ -117,6 +121,22 @@ def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
         evaluator=_evaluator(spec, data, tokenizer, engine, judge),
         facts={"spec": hashlib.sha256(repr(spec.plain).encode()).hexdigest(), "cut": repr(actor_settings)},
     )
+
+
+def replayed(spec: RunSpec, part: str, rollouts: Path, checkpoints: Path, step: int) -> Replayed:
+    """The chain `learn` or `collect` run again on the rollouts that this step kept."""
+    before = checkpoints / f"step_{step - 1:06d}"
+    memory = read_memory(before / "memory") if before.is_dir() else {}
+    judge = _judge(spec) if part == "collect" else None
+    try:
+        machines: dict[str, object] = {} if judge is None else {"judge": judge}
+        seed = _settings(spec, "run", RunSettings).seed
+        context = Context(step=step - 1, version=step - 1, seed=seed, machines=machines)
+        stages = chain(getattr(read_ideas(spec), part))
+        return replay(stages, Batch.read_parquet(rollouts), memory if isinstance(memory, Mapping) else {}, context)
+    finally:
+        if judge is not None:
+            judge.close()
 
 
 def value_fingerprint(spec: RunSpec) -> dict[str, object]:

@@ -20,8 +20,10 @@ FLOORS: Mapping[str, int] = (
         ("ports", "accounting", "pipeline", "combining", "laws", "budget", "buffer", "drawing", "nursery", "reshard"), 2
     )
     | dict.fromkeys((*IDEAS, *MACHINES), 3)
-    | dict.fromkeys(("loop", "evaluate", "checkpoint"), 4)
-    | dict.fromkeys(("cli", "launch", "assemble", "processes", "actor_rank", "planner"), 5)
+    | dict.fromkeys(("loop", "evaluate", "checkpoint", "replay"), 4)
+    | dict.fromkeys(
+        ("cli", "commands", "launch", "assemble", "processes", "actor_rank", "preview", "diagnosis", "planner"), 5
+    )
 )
 DOORS: Mapping[str, tuple[str, ...]] = {
     "megatron": ("actor",),
@@ -36,7 +38,17 @@ DOORS: Mapping[str, tuple[str, ...]] = {
 HEAVY = (*DOORS, "torch", "transformers", "matplotlib")
 """Packages that a function may import for itself, where their door allows them at all."""
 WITHOUT_TORCH = (
-    *("answers", "nursery", "rewards.grader", "rewards.math", "spec", "cli"),
+    *(
+        "answers",
+        "nursery",
+        "rewards.grader",
+        "rewards.math",
+        "spec",
+        "cli",
+        "preview",
+        "commands.configuration",
+        "commands.train",
+    ),
     *("reshard.layout", "reshard.names", "reshard.plan", "reshard.bound"),
 )
 
@@ -158,9 +170,9 @@ def doors(source: Source) -> Iterator[Offence]:
 
 
 def local_imports(source: Source) -> Iterator[Offence]:
-    """Imports stand at the top, but for heavy packages; the command line may also fetch its commands late."""
+    """Imports stand at the top, but for heavy packages; a command may also fetch what does it late."""
     for found in imports(source):
-        is_late_command = source.name == "cli" and own(found.module) is not None
+        is_late_command = source.room == "commands" and own(found.module) is not None
         if found.is_local and found.module.split(".")[0] not in HEAVY and not is_late_command:
             yield Offence(source.name, found.line, f"imports {found.module} inside a function")
 

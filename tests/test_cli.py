@@ -13,7 +13,9 @@ from typing import NamedTuple, get_origin
 import pytest
 
 from megatron_rl import __version__
-from megatron_rl.cli import DONE, WRONG, checked, main
+from megatron_rl.cli import main
+from megatron_rl.commands.configuration import checked
+from megatron_rl.commands.exits import DONE, WRONG
 from megatron_rl.spec.resolve import find, names, settings
 from megatron_rl.spec.run import SECTIONS
 from megatron_rl.spec.schema import Shape, SpecError

@@ -19,10 +19,10 @@ from megatron_rl.actor.megatron_actor import Origin
 from megatron_rl.actor.settings import ActorSettings
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import ADVANTAGE, TOKENS
-from megatron_rl.cli import INTERRUPTED, STOPPED
 from megatron_rl.cluster.placement import Node, Seat
 from megatron_rl.cluster.settings import ClusterSettings
 from megatron_rl.cluster.watch import RankFailure
+from megatron_rl.commands.exits import INTERRUPTED, STOPPED
 from megatron_rl.data.arithmetic import Arithmetic
 from megatron_rl.data.prompt_file import write_prompts
 from megatron_rl.data.tiny_model import tiny_config, tiny_tokenizer

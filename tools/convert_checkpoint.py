@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_rl.actor.conversion_command import add_arguments, run
+from megatron_rl.commands.convert import add_arguments, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,5 +9,6 @@ def describe(config: HfConfig) -> Architecture:
     """The architecture; window and bias switches are refused when on. The auxiliary loss of pretraining is left out."""
     refuse(config, "use_sliding_window", {False})
     refuse(config, "attention_bias", {False})
-    routing = Routing(chosen=whole(config, "num_experts_per_tok"), normalise=config.get("norm_topk_prob") is True)
+    normalise = "norm_topk_prob" in config and config["norm_topk_prob"] is True
+    routing = Routing(chosen=whole(config, "num_experts_per_tok"), normalise=normalise)
     return replace(dense({"head_dim": 128, **config}, qk_norm=True), routing=routing)

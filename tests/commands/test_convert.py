@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from megatron_rl.actor.conversion_command import add_arguments, run
+from megatron_rl.commands.convert import add_arguments, run
 from tests.fakes.tiny_models import tiny_folder
 
 

@@ -1,4 +1,4 @@
-"""Conversion as a command: its arguments, and what it prints."""
+"""Converts Hugging Face folders to checkpoints and back."""
 
 import argparse
 import resource

@@ -1,0 +1,24 @@
+"""Draws one or several runs as one HTML file that opens offline."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron_rl.commands.exits import DONE
+from megatron_rl.spec.schema import SpecError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a run; several are overlaid")
+    parser.add_argument("--out", type=Path, help="the page; report.html in the first folder otherwise")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    missing = [str(folder) for folder in arguments.folders if not (folder / "metrics.jsonl").is_file()]
+    if missing:
+        raise SpecError(f"{', '.join(missing)}: no metrics.jsonl there, so no run to report on.")
+    from megatron_rl.telemetry.report import report
+
+    print(report(arguments.folders, arguments.out or arguments.folders[0] / "report.html"))
+    return DONE

@@ -1,0 +1,47 @@
+"""Trains the run that a configuration describes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from megatron_rl.budget import Budget
+from megatron_rl.commands.configuration import add_configuration, checked, folder_of
+from megatron_rl.commands.exits import DONE, FAILED, INTERRUPTED, STOPPED
+from megatron_rl.spec.describe import describe
+from megatron_rl.spec.schema import SpecError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_configuration(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved run and what it would take")
+    parser.add_argument("--until", type=float, metavar="TIME", help="when the job is killed, in seconds since 1970")
+    parser.add_argument("--margin", type=float, default=10.0, metavar="S", help="seconds to keep free before that")
+    parser.epilog = describe().replace("%", "%%")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    spec = checked(arguments.config, arguments.settings)
+    if arguments.dry_run:
+        from megatron_rl.preview import preview
+
+        print(preview(spec), end="")
+        return DONE
+    from megatron_rl import launch
+
+    folder = folder_of(spec)
+    again = " ".join(["megatron-rl train", str(arguments.config), *arguments.settings])
+    budget = None if arguments.until is None else Budget(ends_at=arguments.until, margin_s=arguments.margin)
+    try:
+        if stopped := launch.train(spec, budget):
+            print(f"{stopped}; {folder} is saved and goes on with: {again}", file=sys.stderr)
+            return STOPPED
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {folder} goes on from its last checkpoint with: {again}", file=sys.stderr)
+        return INTERRUPTED
+    except SpecError:
+        raise
+    except launch.FAILURES as error:
+        print(f"the run in {folder} failed: {error}", file=sys.stderr)
+        return FAILED
+    return DONE

@@ -1,0 +1,116 @@
+"""What a run would be and take, without starting it: its settings, its equation, its weights' way and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from megatron_rl.actor.architecture import describe
+from megatron_rl.actor.settings import ActorSettings
+from megatron_rl.reshard.bound import missing_by_gpu
+from megatron_rl.reshard.engines import huggingface_layout, vllm_layout
+from megatron_rl.reshard.layout import Layout, ModelShape
+from megatron_rl.reshard.megatron import megatron_layout
+from megatron_rl.reshard.placement import split
+from megatron_rl.reshard.plan import plan
+from megatron_rl.spec.describe import as_yaml
+from megatron_rl.spec.files import read_model_config
+from megatron_rl.spec.resolve import build
+from megatron_rl.spec.run import Part, RunSpec
+
+MIB: Final = 2**20
+MAIN, MOMENTS, GRADIENT = 4, 8, 4
+"""Bytes a parameter: its float32 copy where it is not float32 itself, Adam's two moments, its float32 gradient."""
+
+
+def preview(spec: RunSpec) -> str:
+    """The resolved run as YAML; what follows from it stands in comments, so the text is still that run."""
+    return as_yaml(spec) + "\n" + "".join(f"# {line}\n" for line in lines(spec))
+
+
+def lines(spec: RunSpec) -> Iterator[str]:
+    """What follows from the settings, one fact a line."""
+    actor = build(spec.settings["actor"])
+    assert isinstance(actor, ActorSettings), "checked when the configuration was"
+    shape = describe(read_model_config(spec)).shape
+    yield equation(spec, actor)
+    yield from processes(actor, spec.choices["rollout"])
+    source, target = megatron_layout(shape, actor), _engine_layout(shape, spec.choices["rollout"])
+    yield weights(source, target, 4 if actor.precision.compute == "fp32" else 2)
+    yield memory(source, actor)
+
+
+def equation(spec: RunSpec, actor: ActorSettings) -> str:
+    """prompts x samples = rows = steps x rows of a step, shared out to dp ranks."""
+    sampler = spec.choices["sampler"].values
+    prompts, samples = _number(sampler, "prompts"), _number(sampler, "samples")
+    drawn = f"{samples} samples"
+    if not samples:
+        samples = _number(sampler, "screen") + _number(sampler, "more")
+        drawn = f"({_number(sampler, 'screen')} screening + {_number(sampler, 'more')} more) samples"
+    rows, steps = prompts * samples, actor.update.steps
+    plural = "s" * (steps > 1)
+    return (
+        f"{prompts} prompts x {drawn} = {rows} rows = {steps} optimizer step{plural} x {rows / steps:g} rows, "
+        f"over dp {actor.dp}, in micro-batches of at most {actor.update.microbatch_tokens} tokens"
+    )
+
+
+def processes(actor: ActorSettings, rollout: Part) -> Iterator[str]:
+    """Who runs where."""
+    tp, replicas = _number(rollout.values, "tp", 1), _number(rollout.values, "replicas", 1)
+    beside = "" if rollout.name == "embedded" else f", {replicas} vLLM group{'s' * (replicas > 1)} of tp {tp}"
+    if actor.world == 1:
+        yield f"processes: actor and driver are one{beside or ', the engine too'}"
+        return
+    cut = " x ".join(f"{name} {getattr(actor, name)}" for name in ("tp", "pp", "dp") if getattr(actor, name) > 1)
+    yield f"processes: {actor.world} ranks under Ray ({cut}){beside or ', the engine in the driver'}"
+
+
+def weights(source: Layout, target: Layout, item_bytes: int) -> str:
+    """What one sync moves, against the fewest bytes that it could."""
+    placement = split(source, target)
+    made = plan(source, target, placement)
+    moved = sum(made.elements(transfer) for rank in range(len(target.ranks)) for transfer in made.incoming(rank))
+    bound = sum(missing_by_gpu(source, target, placement, set(placement.target)).values())
+    ratio = moved / bound if bound else 1.0
+    return (
+        f"weights: {source.label} -> {target.label}, {moved * item_bytes / MIB:.1f} MiB a sync from device to device, "
+        f"bound {bound * item_bytes / MIB:.1f} MiB, ratio {ratio:.3f}"
+    )
+
+
+def memory(source: Layout, actor: ActorSettings) -> str:
+    """Bytes of the fullest rank that do not depend on the batch."""
+    counts = [sum(_size(tensor.shape) for tensor in source.tensors(rank)) for rank in range(len(source.ranks))]
+    elements, is_float32 = max(counts), actor.precision.compute == "fp32"
+    weight = 4 if is_float32 else 2
+    shared = actor.dp if actor.optimizer.distributed else 1
+    state = elements * (MOMENTS + (0 if is_float32 else MAIN)) / shared
+    copies = 2 if actor.reference == "device" else 1
+    parts = {
+        "parameters": copies * elements * weight,
+        "gradients": elements * GRADIENT,
+        "optimizer": state,
+    }
+    told = ", ".join(f"{name} {size / MIB:.1f}" for name, size in parts.items())
+    return f"memory of the fullest rank, activations aside: {sum(parts.values()) / MIB:.1f} MiB ({told})"
+
+
+def _engine_layout(shape: ModelShape, rollout: Part) -> Layout:
+    if rollout.name == "embedded":
+        return huggingface_layout(shape)
+    return vllm_layout(shape, _number(rollout.values, "tp", 1), _number(rollout.values, "replicas", 1))
+
+
+def _number(values: Mapping[str, object], key: str, default: int = 0) -> int:
+    value = values.get(key, default)  # a choice of another kind has other keys
+    assert isinstance(value, int), f"{key} was checked to be a whole number"
+    return value
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size

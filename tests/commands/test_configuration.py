@@ -1,0 +1,18 @@
+from pathlib import Path
+
+import pytest
+
+from megatron_rl.commands.configuration import checked, folder_of
+from megatron_rl.spec.schema import SpecError
+from tests.test_launch import data, spec  # noqa: F401  # data is a fixture
+
+
+def test_a_run_lives_in_a_folder_of_its_name(data, tmp_path):  # noqa: F811
+    spec(data, tmp_path)
+    assert folder_of(checked(tmp_path / "run.yaml", ["run.name=other"])) == Path(tmp_path / "other")
+
+
+def test_a_cut_that_the_model_does_not_have_is_refused_with_the_file(data, tmp_path):  # noqa: F811
+    spec(data, tmp_path)
+    with pytest.raises(SpecError, match=r"run\.yaml: .* do not divide over actor\.tp = 5"):
+        checked(tmp_path / "run.yaml", ["actor.tp=5"])

@@ -1,0 +1,18 @@
+from megatron_rl.cli import main
+from megatron_rl.commands.exits import DONE, FAILED, WRONG
+
+
+def test_prompts_are_made_offline(tmp_path, capsys):
+    target = tmp_path / "prompts.parquet"
+    assert main(["data", "arithmetic", str(target), "--count", "5"]) == DONE
+    assert capsys.readouterr().out == f"5 prompts written to {target}\n"
+
+
+def test_the_number_of_files_must_fit(tmp_path, capsys):
+    assert main(["data", "arithmetic", "one", "two"]) == WRONG
+    assert "data arithmetic takes TARGET alone, got 2 files" in capsys.readouterr().err
+
+
+def test_a_source_that_is_not_there_is_said_so(tmp_path, capsys):
+    assert main(["data", "gsm8k", str(tmp_path / "nowhere.jsonl"), str(tmp_path / "out.parquet")]) == FAILED
+    assert "nowhere.jsonl" in capsys.readouterr().err

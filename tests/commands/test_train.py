@@ -1,0 +1,48 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from megatron_rl.cli import main
+from megatron_rl.commands.exits import DONE, INTERRUPTED, STOPPED
+from tests.test_launch import data, digest, spec  # noqa: F401  # data is a fixture
+
+
+def test_a_dry_run_prints_the_run_and_what_it_would_take_and_starts_nothing(data, tmp_path, capsys):  # noqa: F811
+    spec(data, tmp_path)
+    assert main(["train", str(tmp_path / "run.yaml"), "--dry-run"]) == DONE
+    out = capsys.readouterr().out
+    assert "max_tokens: 8" in out
+    assert "# 4 prompts x 4 samples = 16 rows" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_out_of_time_has_an_exit_code_of_its_own_and_says_how_to_go_on(data, tmp_path, capfd):  # noqa: F811
+    spec(data, tmp_path)
+    assert main(["train", str(tmp_path / "run.yaml"), "--until", "0"]) == STOPPED
+    assert f"goes on with: megatron-rl train {tmp_path}/run.yaml" in capfd.readouterr().err
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(data, tmp_path):  # noqa: F811
+    for name in ("straight", "broken"):
+        spec(data, tmp_path / name, "schedule.save_every=1")
+    command = [sys.executable, "-m", "megatron_rl.cli", "train"]
+    subprocess.run([*command, tmp_path / "straight/run.yaml"], check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, tmp_path / "broken/run.yaml", "schedule.save_every=1"],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        text=True,
+    )
+    end = time.monotonic() + 120
+    while not (tmp_path / "broken/run/checkpoints/latest").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    if process.returncode != DONE:  # it may have been faster than the signal
+        assert process.returncode == INTERRUPTED
+        assert f"goes on from its last checkpoint with: megatron-rl train {tmp_path}/broken/run.yaml" in said
+    subprocess.run([*command, tmp_path / "broken/run.yaml"], check=True, capture_output=True)
+    assert digest(tmp_path / "straight/run", 4) == digest(tmp_path / "broken/run", 4)

@@ -1,0 +1,27 @@
+from megatron_rl.preview import lines, preview
+from megatron_rl.spec.load import load
+from tests.test_launch import data, spec  # noqa: F401  # data is a fixture
+
+
+def test_the_equation_counts_rows_steps_and_ranks(data, tmp_path):  # noqa: F811
+    first = next(lines(spec(data, tmp_path, "actor.dp=2", "actor.update.steps=2")))
+    assert first.startswith("4 prompts x 4 samples = 16 rows = 2 optimizer steps x 8 rows, over dp 2")
+    screened = spec(data, tmp_path, "sampler={screening: {prompts: 3, screen: 2, more: 4}}", "learn=[advantage]")
+    assert next(lines(screened)).startswith("3 prompts x (2 screening + 4 more) samples = 18 rows")
+
+
+def test_processes_weights_and_memory_follow_from_the_cut(data, tmp_path):  # noqa: F811
+    alone, cut = (list(lines(spec(data, tmp_path, *cut))) for cut in ((), ("actor.dp=2",)))
+    assert alone[1] == "processes: actor and driver are one, the engine too"
+    assert cut[1] == "processes: 2 ranks under Ray (dp 2), the engine in the driver"
+    for told in (alone, cut):
+        assert "ratio 1.000" in told[2]
+    whole, shared = (float(told[3].split("optimizer ")[1].rstrip(")")) for told in (alone, cut))
+    assert abs(whole - 2 * shared) < 0.2
+
+
+def test_the_text_is_still_the_run(data, tmp_path):  # noqa: F811
+    run = spec(data, tmp_path)
+    again = tmp_path / "again.yaml"
+    again.write_text(preview(run))
+    assert load(again).plain == run.plain
