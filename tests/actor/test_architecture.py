@@ -7,7 +7,7 @@ from tests.fakes.tiny_models import TINY
 
 def test_a_family_is_its_file_and_an_unknown_one_hears_the_nearest():
     with pytest.raises(
-        SpecError, match="'qwen33', but the known families are llama, qwen2, qwen3; did you mean 'qwen3'"
+        SpecError, match="'qwen33', but the known families are llama, qwen2, qwen3, qwen3_moe; did you mean 'qwen3'"
     ):
         describe({**TINY, "model_type": "qwen33"})
 
