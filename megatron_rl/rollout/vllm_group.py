@@ -149,7 +149,7 @@ class Group:
 
     def kill(self) -> None:
         """Ends the process and its workers, and waits for it; what they shared memory by goes with them."""
-        shared = _shared_memory(self.process.pid)
+        shared = shared_memory(self.process.pid)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -178,7 +178,7 @@ class Group:
         )
 
 
-def _shared_memory(group: int) -> set[Path]:
+def shared_memory(group: int) -> set[Path]:
     """Files in memory that vLLM's workers of this process group speak over; a killed worker would leave them there."""
     found: set[Path] = set()
     for process in psutil.process_iter():

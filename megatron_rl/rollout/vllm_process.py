@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from megatron_rl.rollout.vllm_core import Core, Wrote
-from megatron_rl.rollout.vllm_group import CoreOrder
+from megatron_rl.rollout.vllm_group import CoreOrder, shared_memory
 
 TELL_S: Final = 0.2
 """How often the driver is told what was written, or that this process is alive."""
@@ -114,7 +114,9 @@ def main(descriptor: int) -> None:
         line.say("ready")
         Post(core, line).serve()
         core.close()
-    # The group's workers are in this session and have nobody left to answer to.
+    # The group's workers are in this session and have nobody left to answer to, nor time to tidy up.
+    for path in shared_memory(os.getpgid(0)):
+        path.unlink(missing_ok=True)
     os.killpg(0, signal.SIGKILL)
 
 
