@@ -1,10 +1,5 @@
 """The five methods in pairs: those that fit train and resume to the bit; the others are refused, with the reason."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +9,7 @@ from megatron_rl import launch
 from megatron_rl.assemble import read_ideas
 from megatron_rl.spec.load import load
 from megatron_rl.spec.schema import SpecError
+from tests.killing import kill_after
 from tests.test_launch import data, digest, rollouts  # noqa: F401  # data is a fixture
 
 METHODS = ("jspo", "a_star_po", "speed", "spec_rl", "pspo")
@@ -171,16 +167,3 @@ def test_eight_steps_are_three_and_five_with_a_kill_between(pair, data, tmp_path
     assert digest(straight, 8) == digest(broken, 8)
     for step in range(1, 9):
         assert rollouts(straight, step).table.equals(rollouts(broken, step).table)
-
-
-def kill_after(folder: Path, step: int, config: Path, overrides: tuple[str, ...]) -> None:
-    """Starts the run in a process of its own, and ends that without a word once it has saved this step."""
-    command = [sys.executable, "-m", "megatron_rl.cli", "train", str(config), *overrides]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)  # our own command
-    latest = folder / "checkpoints" / "latest"
-    while not (latest.exists() and latest.read_text() == f"step_{step:06d}"):
-        assert process.poll() is None, "the run ended before it was killed"
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_rl import launch
 from megatron_rl.spec.load import SHIPPED, load
+from tests.killing import kill_after
 from tests.test_launch import data, digest, rollouts  # noqa: F401  # data is a fixture
 
 SMALL = {
@@ -43,6 +44,11 @@ ALSO = {
 
 
 def small(config: Path, data: Path, runs: Path, *more: str):  # noqa: F811
+    return load(config, shrunk(config, data, runs, *more))
+
+
+def shrunk(config: Path, data: Path, runs: Path, *more: str) -> tuple[str, ...]:  # noqa: F811
+    """The overrides that make a configuration small enough for seconds."""
     name = config.stem
     sampler = load(config, ("extends=base/toy.yaml",)).choices["sampler"].name
     written = [
@@ -59,7 +65,7 @@ def small(config: Path, data: Path, runs: Path, *more: str):  # noqa: F811
         "actor.update.steps=1",
         "actor.update.microbatch_tokens=2048",
     ]
-    return load(config, (*written, *SMALL[sampler], *CHANGES.get(name, ()), *more))
+    return (*written, *SMALL[sampler], *CHANGES.get(name, ()), *more)
 
 
 def told(run: Path) -> set[str]:
@@ -92,4 +98,22 @@ def test_it_trains_and_a_stop_changes_nothing(config, data, tmp_path):  # noqa: 
     assert {*(prefix + name for name in names), *ALSO.get(config.stem, ())} <= told(straight)
     assert digest(straight, 4) == digest(broken, 4)
     for step in range(1, 5):
+        assert rollouts(straight, step).table.equals(rollouts(broken, step).table)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_eight_steps_are_three_and_five_with_a_kill_between(config, data, tmp_path):  # noqa: F811
+    more: tuple[str, ...] = ("schedule.steps=8", "schedule.save_every=3")
+    if config.stem == "a_star_po":
+        values = tmp_path / "values.parquet"
+        more = (*more, f"data.values={values}")
+        launch.values(small(config, data, tmp_path / "values", *more), 4, values)
+    name = load(config, ("extends=base/toy.yaml",)).plain["run"]["name"]
+    straight, broken = tmp_path / "straight" / name, tmp_path / "broken" / name
+    launch.train(small(config, data, tmp_path / "straight", *more))
+    kill_after(broken, 3, config, shrunk(config, data, tmp_path / "broken", *more))
+    launch.train(small(config, data, tmp_path / "broken", *more))
+    assert digest(straight, 8) == digest(broken, 8)
+    for step in range(1, 9):
         assert rollouts(straight, step).table.equals(rollouts(broken, step).table)
