@@ -12,6 +12,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Ray gives its own start half a minute, which a machine busy with tests may exceed.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 
 
 def has_gpu() -> bool:

@@ -127,7 +127,7 @@ def test_a_rank_that_is_killed_ends_the_run_by_name(config, tmp_path):
     killer = threading.Thread(target=kill_when_it_learns)
     killer.start()
     with pytest.raises(RankFailure, match=r"rank 1 \(process .* died"):
-        run(config, tmp_path, *under_ray(TP2, "schedule.steps=100000", "cluster.heartbeat_s=3"))
+        run(config, tmp_path, *under_ray(TP2, "schedule.steps=100000"))
     killer.join()
 
 

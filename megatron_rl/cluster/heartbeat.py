@@ -15,16 +15,24 @@ TICKS = 8
 
 
 class Heartbeat:
-    """Asks each rank for a beat, once `every_s`; calls `lost` once, with a sentence, when one died or missed two."""
+    """Asks each rank for a beat, once `every_s`; calls `lost` once, with a sentence, when one died or missed two.
+
+    Two are missed when nothing was heard for a heartbeat and the question then asked has no answer for another.
+    """
 
     def __init__(self, members: Sequence[Member], every_s: float, lost: Callable[[str], None]) -> None:
         self.members, self.every_s, self._lost = tuple(members), every_s, lost
         self._ended = threading.Event()
+        self._is_strict = False
         self._heard_s = [time.monotonic()] * len(self.members)
         self._doing = [""] * len(self.members)
         self._asked: dict[ray.ObjectRef, tuple[int, float]] = {}
         self._thread = threading.Thread(target=self._listen, name="heartbeat", daemon=True)
         self._thread.start()
+
+    def expect_answers(self) -> None:
+        """From here on silence counts; while ranks import what they need, they may be deaf for long."""
+        self._is_strict = True
 
     def close(self) -> None:
         self._ended.set()
@@ -58,6 +66,8 @@ class Heartbeat:
 
     def _silence(self) -> str:
         now = time.monotonic()
+        if not self._is_strict:
+            self._asked = {ref: (rank, now) for ref, (rank, _) in self._asked.items()}
         silent = [rank for rank, asked_s in self._asked.values() if now - asked_s >= self.every_s]
         told = "; ".join(f"{self.members[rank]}{self._busy(rank)}" for rank in sorted(silent))
         return f"{told} missed two heartbeats of {self.every_s:g} s" if silent else ""

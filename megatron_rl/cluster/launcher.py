@@ -44,6 +44,7 @@ def start_ranks(
     except BaseException:
         group.watch.close()
         raise
+    group.watch.expect_answers()
     return group
 
 

@@ -58,6 +58,10 @@ class Watch:
             raise error or self.give_up(f"{self.members[first]} failed first, in '{what}':\n{failure}")
         return [answers[rank].result for rank in range(len(refs))]
 
+    def expect_answers(self) -> None:
+        """The ranks have started: from here on one that falls silent is lost."""
+        self._heartbeat.expect_answers()
+
     def give_up(self, reason: str) -> RankFailure:
         """Ends every rank; gives what to raise."""
         self.close()

@@ -24,3 +24,22 @@ def test_ranks_that_answer_are_left_alone_and_one_that_is_gone_is_told_once(star
     heartbeat.close()
     assert [reason.split(" (")[0] for reason in told] == ["rank 1"]
     assert "died" in told[0]
+
+
+def test_silence_counts_only_once_the_ranks_have_started(start):
+    group = start()
+    told, heard = [], threading.Event()
+
+    def lost(reason: str) -> None:
+        told.append(reason)
+        heard.set()
+
+    group.watch._heartbeat.close()
+    os.kill(group.members[1].pid, signal.SIGSTOP)
+    heartbeat = Heartbeat(group.members[1:], 0.5, lost)
+    assert not heard.wait(3.0)
+    heartbeat.expect_answers()
+    assert heard.wait(30.0)
+    heartbeat.close()
+    os.kill(group.members[1].pid, signal.SIGCONT)
+    assert "missed two heartbeats of 0.5 s" in told[0]
