@@ -62,7 +62,7 @@ class Race:
         return f"{arm}: {told}, where {asked:.2g} was asked: {met}."
 
     def figure(self, price: str, unit: float = 1.0) -> Figure:
-        """Accuracy over what was spent, thick the mean over seeds at the same evaluation, thin each seed."""
+        """Accuracy over what was spent, one line a run."""
         figure = Figure(figsize=(6.5, 4), layout="constrained")
         axes = figure.subplots()
         for number, arm in enumerate(self.arms):
