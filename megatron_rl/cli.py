@@ -77,7 +77,8 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpar
 
 def _overview() -> str:
     lines = [f"  megatron-rl {name:<10} {meaning}" for name, meaning in COMMANDS.items()]
-    return "\n".join(["Usage: megatron-rl COMMAND …; COMMAND --help says more.", "", *lines])
+    codes = str(__doc__).split("\n\n")[1]
+    return "\n".join(["Usage: megatron-rl COMMAND …; COMMAND --help says more.", "", *lines, "", codes.strip()])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from megatron_rl.pipeline import Chain, Memories, slot_of
 from megatron_rl.ports import (
     Actor,
     Context,
+    Evaluation,
     Evaluator,
     NotFinite,
     Objective,
@@ -68,6 +69,8 @@ class Run:
     budget: Budget | None = None
     """Of a job that is killed at a known time."""
     seconds: dict[str, float] = field(default_factory=dict)
+    save_s: float = 0.0
+    """What the last save took, until a step has told it."""
 
     def context(self, version: int) -> Context:
         return Context(step=self.step, version=version, seed=self.seed, machines=self.machines)
@@ -94,7 +97,7 @@ class Run:
 def train(run: Run) -> None:
     """Trains until the steps are done or something asks to stop; the last thing it does is save."""
     version = run.weights.publish(run.step)
-    _evaluate(run, due=run.step == 0 and run.schedule.evaluate_every > 0)
+    _tell(run, _evaluate(run, due=run.step == 0 and run.schedule.evaluate_every > 0))
     for step in run.steps():
         with run.timer("collect"):
             batch = next_batch(run, run.context(version))
@@ -105,8 +108,9 @@ def train(run: Run) -> None:
         with run.timer("publish"):
             version = run.weights.publish(step + 1)
         run.step = step + 1
+        result = _evaluate(run, due=_is_due(run, run.schedule.evaluate_every))
         run.telemetry.step(_record(run, batch, update), batch)
-        _evaluate(run, due=_is_due(run, run.schedule.evaluate_every))
+        _tell(run, result)
         _save(run, due=_is_due(run, run.schedule.save_every) or (run.budget is not None and run.budget.needs_save))
     _save(run, due=bool(run.step and (run.schedule.save_every or run.stopping)))
 
@@ -152,10 +156,15 @@ def _is_due(run: Run, every: int) -> bool:
     return every > 0 and run.step % every == 0
 
 
-def _evaluate(run: Run, due: bool) -> None:
-    if due and run.evaluator is not None:
-        with run.timer("evaluate"):
-            result = run.evaluator.evaluate(run.step)
+def _evaluate(run: Run, due: bool) -> Evaluation | None:
+    if not due or run.evaluator is None:
+        return None
+    with run.timer("evaluate"):
+        return run.evaluator.evaluate(run.step)
+
+
+def _tell(run: Run, result: Evaluation | None) -> None:
+    if result is not None:
         run.telemetry.evaluation(result)
 
 
@@ -165,7 +174,7 @@ def _save(run: Run, due: bool) -> None:
         with run.timer("save"):
             checkpoint.save(root, run.step, run.actor, dict(run.memories), run.facts)
         checkpoint.prune(root, run.schedule.keep)
-        run.saved_step = run.step
+        run.saved_step, run.save_s = run.step, run.seconds["save"]
 
 
 def _update(run: Run, batch: Batch) -> Update:
@@ -187,9 +196,11 @@ def _keep_offending(run: Run, offending: Batch) -> None:
 
 
 def _record(run: Run, batch: Batch, update: Update) -> StepRecord:
+    """What the step says of itself. Its own save comes after it is told, so it brings the one before."""
+    before, run.save_s = ({"save": run.save_s} if run.save_s else {}), 0.0
     return StepRecord(
         step=run.step,
-        seconds=dict(run.seconds),
+        seconds={**run.seconds, **before},
         metrics={**batch.metrics, **update.metrics, **run.weights.metrics},
         rollouts=len(batch),
     )

@@ -263,7 +263,7 @@ class StepRecord:
 
     step: int
     seconds: Mapping[str, float]
-    """Wall-clock seconds by phase: collect, learn, update, publish, evaluate, save."""
+    """Wall-clock seconds by phase: collect, learn, update, publish, evaluate; and save, of the step before."""
     metrics: Mapping[str, float]
     rollouts: int
 

@@ -201,10 +201,12 @@ def test_the_rows_over_which_the_actor_gives_up_are_written_out_before_the_run_e
     assert len(Batch.read_parquet(tmp_path / "offending" / "step_000001.parquet")) == 2
 
 
-def test_phases_are_timed(tmp_path):
-    run = make_run(tmp_path, steps=1)
+def test_phases_are_timed_and_a_save_is_told_by_the_step_after_it(tmp_path):
+    run = make_run(tmp_path, steps=8)
     train(run)
-    assert {"collect", "learn", "update", "publish"} <= run.telemetry.records[0].seconds.keys()
+    phases = [record.seconds.keys() - {"collect", "learn", "update", "publish"} for record in run.telemetry.records]
+    assert phases == [set(), set(), set(), {"evaluate", "save"}, set(), set(), {"save"}, {"evaluate"}]
+    assert all({"collect", "learn", "update", "publish"} <= record.seconds.keys() for record in run.telemetry.records)
 
 
 def test_requested_is_scored_and_failed_whatever_an_engine_does_to_rollouts(tmp_path):

@@ -37,7 +37,6 @@ def save(
     """Writes the folder; every rank calls this and all return when it is complete."""
     if dist.get_rank() == 0:
         folder.mkdir(parents=True)
-        write_progress(folder, progress)
     _begin(optimizer)
     # What Megatron's writer says is read in this process. Without this it starts another one that holds a queue between
     # processes, for which the program is imported once more and which outlives a kill.
@@ -45,6 +44,8 @@ def save(
     dist.barrier()
     content = {**FORMAT, "optimizers": _optimizers(optimizer)}
     dist_checkpointing.save(_state(chunks, optimizer, is_loading=False), str(folder), content_metadata=content)
+    if dist.get_rank() == 0:
+        write_progress(folder, progress)
     dist.barrier()
 
 

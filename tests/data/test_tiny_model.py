@@ -39,10 +39,10 @@ def test_transformers_loads_the_folder_and_the_seed_decides_the_weights(tmp_path
     tokenizer = AutoTokenizer.from_pretrained(folders[0])
     config = model.config
     shape = (config.model_type, config.hidden_size, config.num_hidden_layers, config.head_dim, config.vocab_size)
-    assert shape == ("qwen3", 96, 3, 32, 64)
+    assert shape == ("qwen3", 96, 4, 32, 64)
     assert config.tie_word_embeddings
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == config.eos_token_id
-    assert sum(parameter.numel() for parameter in model.parameters()) == 301_920
+    assert sum(parameter.numel() for parameter in model.parameters()) == 375_904
     logits = model(torch.tensor([tokenizer("<q> a 4 7 ; a ? <think>")["input_ids"]])).logits
     assert logits.shape == (1, 8, 64)
     assert logits.isfinite().all()
