@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from megatron_rl.assemble import environment
@@ -36,7 +37,8 @@ class Page:
         folder.mkdir(parents=True, exist_ok=True)
         _write_csv(folder / "table.csv", self.table)
         _write_csv(folder / "runs.csv", self.runs)
-        self.figure.savefig(folder / "figure.svg", metadata={"Date": None})
+        with rc_context({"svg.hashsalt": self.title}):  # the same figure is the same file
+            self.figure.savefig(folder / "figure.svg", metadata={"Date": None})
         made = environment()
         lines = [
             f"# {self.title}",

@@ -31,6 +31,8 @@ screening 32 a wave, which makes a step about as dear; DAPO is RLOO's advantage 
 a step. The learning rate is 3e-4, and 1e-4 for the slower RLOO."""
 
 NOTES = (
+    "Neither RLOO reached the end within its 100 steps, so what it would have spent there is only bounded from below; "
+    "the table's lower target was chosen when that was seen.",
     "Eight prompts of RLOO hold less than one that teaches, on average, and the rest of the batch is noise: at the "
     "common rate its accuracy goes up and down and may collapse. The slower RLOO shows what the rate alone explains.",
     "Tried besides, one seed, with an earlier model: half of the prompts of one step, solved nine times in ten, and 16 "
