@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tools.claims.page import Page, spread
 from tools.claims.race import Race
+from tools.claims.shaped_model import TINY, WIDE
 from tools.claims.trial import Arm, Bench, Levels, Protocol, Task
-from tools.claims.wide_model import Width
 
 TARGET = 0.75
 PRICES = {
@@ -72,8 +72,7 @@ def arms(quick: bool) -> list[Arm]:
 
 def peaks(work: Path, quick: bool) -> tuple[int, dict[str, float]]:
     """Parameters of a model whose weights fill the memory, and the peak MiB of two steps of PPO and A*-PO on it."""
-    width = Width(heads=3, layers=1) if quick else Width(heads=16, layers=8)
-    model, parameters = width.write(work / f"wide_{width.heads}_{width.layers}")
+    model, parameters = TINY.write(work / "narrow") if quick else WIDE.write(work / "wide_16_8")
     every = Levels(easiest=1, hardest=8, count=32)
     task = Task(train=(every,), held_out=(Levels(easiest=1, hardest=8, count=2),), max_tokens=16, warm_up=3)
     protocol = Protocol(

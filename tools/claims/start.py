@@ -23,8 +23,9 @@ from megatron_rl.actor.settings import ActorSettings
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import GROUP, LOSS_MASK, PROMPT_TOKENS, TOKENS
 from megatron_rl.data.arithmetic import Arithmetic, Problem, demonstration
-from megatron_rl.data.tiny_model import tiny_tokenizer, write_tiny_model
+from megatron_rl.data.tiny_model import tiny_tokenizer
 from megatron_rl.objectives.likelihood import Likelihood
+from tools.claims.shaped_model import TINY
 
 DEMONSTRATIONS, ROWS = 20_000, 32
 CLEAN = 0.75
@@ -54,7 +55,7 @@ class WarmStart:
 
     def _make(self, folder: Path) -> None:
         problems = list(Arithmetic().problems(DEMONSTRATIONS, seed=self.seed + DEMONSTRATED))
-        fresh = write_tiny_model(folder / "fresh", self.seed)
+        fresh, _ = TINY.write(folder / "fresh", self.seed)
         groups.join_alone()
         groups.cut(self._settings, self.seed)
         actor = MegatronActor(self._settings, Origin(folder=fresh))
