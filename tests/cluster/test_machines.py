@@ -30,17 +30,18 @@ OWN = """
 import signal, psutil
 from megatron_rl.cluster.machines import open_machines
 
+before = signal.getsignal(signal.SIGINT)
 machines = open_machines("")
 own = psutil.Process().children(recursive=True)
 assert own and len(machines.nodes) == 1 and machines.nodes[0].cpus > 0
 machines.close()
-assert psutil.wait_procs(own, timeout=20)[1] == []
-assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+assert psutil.wait_procs(own, timeout=90)[1] == []
+assert signal.getsignal(signal.SIGINT) is before
 assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 print("closed")
 """
 
 
 def test_a_ray_of_one_s_own_ends_with_all_it_started_and_leaves_signals_as_they_were():
-    ended = subprocess.run([sys.executable, "-c", OWN], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, "-c", OWN], capture_output=True, text=True, timeout=300)
     assert ended.stdout == "closed\n", ended.stderr
