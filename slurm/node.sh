@@ -43,7 +43,7 @@ drive() {
     trap 'touch "$stop"' USR1 TERM
     (
         trap '' USR1 TERM
-        until [ -e "$stop" ] || ! kill -0 "$driver" 2>/dev/null; do sleep 1; done
+        until [ -e "$stop" ] || ! kill -0 "$driver" 2>/dev/null; do sleep 0.5; done
         kill -USR1 "$driver" 2>/dev/null
     ) &
     while :; do # a signal ends `wait`, not the driver

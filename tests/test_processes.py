@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -233,8 +234,13 @@ def test_groups_of_vllm_stand_on_the_driver_s_machine_and_nowhere_else(tmp_path)
     engine = open_scripted(tmp_path / "logs", groups=2)
     settings, cluster = ActorSettings(tp=2), ClusterSettings(placement="split")
     apart = Apart(settings=settings, origin=Origin(folder=tmp_path), seed=0, cluster=cluster, logs=tmp_path)
-    placed = apart.place((Node(name="a", gpus=8, cpus=64),), engine)
-    assert [seat.gpus for seat in placed.engines] == [(2,), (3,)]
+    machine = Node(name="a", gpus=8, cpus=64)
+    with pytest.raises(
+        SpecError, match=r"leave GPUs \[2, 3\] to vLLM, but it was given \[\]; set"
+    ):
+        apart.place((machine,), engine)
+    engine.fleet.posts = tuple(replace(post, gpus=(2 + number,)) for number, post in enumerate(engine.fleet.posts))
+    assert [seat.gpus for seat in apart.place((machine,), engine).engines] == [(2,), (3,)]
     with pytest.raises(SpecError, match="whose groups stand on the driver's machine"):
         apart.place((Node(name="a", gpus=2, cpus=64), Node(name="b", gpus=2, cpus=64)), engine)
     engine.close()

@@ -88,7 +88,7 @@ def test_a_preempted_job_is_requeued_and_ends_with_the_result_of_one_that_was_no
 
 
 def test_a_signalled_job_saves_requeues_itself_and_goes_on(slurm, config, root):
-    job = submit(slurm, root, str(config))
+    job = submit(slurm, root, str(config), "schedule.steps=60", "schedule.save_every=60")
     wait_until(lambda: steps_done(root) >= 2, "two steps")
     slurm.ask("scancel", "--batch", "--signal=USR1", job)
     slurm.start_again(job)
@@ -96,7 +96,7 @@ def test_a_signalled_job_saves_requeues_itself_and_goes_on(slurm, config, root):
     said = (root / "runs/jobs" / job / "driver.log").read_text()
     assert "stopped by SIGUSR1" in said
     assert "resumed" in said
-    assert steps_done(root) == 12
+    assert steps_done(root) == 60
 
 
 @pytest.mark.slow
