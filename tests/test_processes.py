@@ -235,9 +235,7 @@ def test_groups_of_vllm_stand_on_the_driver_s_machine_and_nowhere_else(tmp_path)
     settings, cluster = ActorSettings(tp=2), ClusterSettings(placement="split")
     apart = Apart(settings=settings, origin=Origin(folder=tmp_path), seed=0, cluster=cluster, logs=tmp_path)
     machine = Node(name="a", gpus=8, cpus=64)
-    with pytest.raises(
-        SpecError, match=r"leave GPUs \[2, 3\] to vLLM, but it was given \[\]; set"
-    ):
+    with pytest.raises(SpecError, match=r"leave GPUs \[2, 3\] to vLLM, but it was given \[\]; set"):
         apart.place((machine,), engine)
     engine.fleet.posts = tuple(replace(post, gpus=(2 + number,)) for number, post in enumerate(engine.fleet.posts))
     assert [seat.gpus for seat in apart.place((machine,), engine).engines] == [(2,), (3,)]
