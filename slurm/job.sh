@@ -64,6 +64,7 @@ run_job() { # COMMAND ARGUMENTS...
             slurm/node.sh join "$address" &
         cluster=$!
         [ -z "$DRY_RUN" ] || wait "$cluster"
+        set -- "$@" "cluster.address=$address"
     else
         address=alone
     fi

@@ -36,7 +36,6 @@ drive() {
     shift
     if [ "$address" != alone ]; then
         wait_for "the first node at $address" reached
-        export RAY_ADDRESS=$address
     fi
     "$@" &
     driver=$!

@@ -117,7 +117,9 @@ def test_a_dry_run_prints_what_each_node_would_run(root):
     join, drive = done.stdout.splitlines()
     assert "--nodes=2" in join
     assert "slurm/node.sh join" in join
-    assert drive.rstrip().endswith("megatron-rl train configs/jspo.yaml actor.tp=4")
+    assert drive.rstrip().endswith(
+        "megatron-rl train configs/jspo.yaml actor.tp=4 cluster.address=FIRST_ADDRESS:FREE_PORT"
+    )
     assert all("--container-image=image" in line for line in (join, drive))
 
 
