@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from megatron_rl import checkpoint
@@ -69,6 +70,8 @@ class Run:
     budget: Budget | None = None
     """Of a job that is killed at a known time."""
     seconds: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)
+    """Of these seconds, by phase and stage."""
     save_s: float = 0.0
     """What the last save took, until a step has told it."""
 
@@ -82,16 +85,17 @@ class Run:
                 self.stopping = self.stopping or "out of time"
             if self.stopping:
                 return
-            self.seconds = {}
+            self.seconds, self.parts = {}, {}
             yield self.step
             if self.budget is not None:
                 self.budget.learn(self.seconds)
 
-    @contextmanager
-    def timer(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+    def timer(self, phase: str) -> AbstractContextManager[None]:
+        return _timing(self.seconds, phase)
+
+    def part(self, phase: str, name: str) -> AbstractContextManager[None]:
+        """Times what a phase is spent on."""
+        return _timing(self.parts, f"{phase}/{name}")
 
 
 def train(run: Run) -> None:
@@ -102,7 +106,7 @@ def train(run: Run) -> None:
         with run.timer("collect"):
             batch = next_batch(run, run.context(version))
         with run.timer("learn"):
-            batch, run.memories = run.learn(batch, run.memories, run.context(version))
+            batch, run.memories = run.learn(batch, run.memories, run.context(version), partial(run.part, "learn"))
         with run.timer("update"):
             update = _update(run, batch)
         with run.timer("publish"):
@@ -118,7 +122,8 @@ def train(run: Run) -> None:
 def next_batch(run: Run, context: Context) -> Batch:
     """Draws, collects and buffers waves until one update's whole groups are there."""
     for _ in range(run.schedule.max_waves):
-        batch, buffered = run.buffer.take(run.memories.get(BUFFER), context.version)
+        with run.part("collect", BUFFER):
+            batch, buffered = run.buffer.take(run.memories.get(BUFFER), context.version)
         run.memories = {**run.memories, BUFFER: buffered}
         if batch is not None:
             return batch
@@ -145,11 +150,21 @@ def resume(run: Run) -> bool:
 
 def _collect_wave(run: Run, context: Context) -> None:
     slot = slot_of(run.sampler, SAMPLER)
-    wave, drawn = run.sampler.draw(run.memories.get(slot), context)
-    wave, memories = run.collect(wave, {**run.memories, slot: drawn}, context)
-    memories[slot] = run.sampler.observe(wave, memories.get(slot), context)
-    memories[BUFFER] = run.buffer.push(memories.get(BUFFER), wave)
+    with run.part("collect", SAMPLER):
+        wave, drawn = run.sampler.draw(run.memories.get(slot), context)
+    wave, memories = run.collect(wave, {**run.memories, slot: drawn}, context, partial(run.part, "collect"))
+    with run.part("collect", SAMPLER):
+        memories[slot] = run.sampler.observe(wave, memories.get(slot), context)
+    with run.part("collect", BUFFER):
+        memories[BUFFER] = run.buffer.push(memories.get(BUFFER), wave)
     run.memories = memories
+
+
+@contextmanager
+def _timing(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def _is_due(run: Run, every: int) -> bool:
@@ -201,6 +216,7 @@ def _record(run: Run, batch: Batch, update: Update) -> StepRecord:
     return StepRecord(
         step=run.step,
         seconds={**run.seconds, **before},
+        parts=dict(run.parts),
         metrics={**batch.metrics, **update.metrics, **run.weights.metrics},
         rollouts=len(batch),
     )

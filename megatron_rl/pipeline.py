@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from megatron_rl.batch.batch import Batch
@@ -28,6 +29,9 @@ from megatron_rl.ports import Context, Objective, Stage
 Memories = Mapping[str, Memory]
 """What a run remembers, by slot. Two steps that share memory name the same slot."""
 
+Watch = Callable[[str], AbstractContextManager[None]]
+"""Entered around each stage, under its name; the chain itself has no clock."""
+
 DRAWN = (PROMPT_ID, GROUP, SLOT, SOURCE, ANSWER, EXTRA, PROMPT_TEXT, PROMPT_TOKENS, EPOCH, PHASE, SEED)
 """The columns every sampler draws; one may add its own to its `writes`."""
 
@@ -50,10 +54,13 @@ class Chain:
 
     steps: tuple[Step, ...]
 
-    def __call__(self, batch: Batch, memories: Memories, context: Context) -> tuple[Batch, dict[str, Memory]]:
+    def __call__(
+        self, batch: Batch, memories: Memories, context: Context, watch: Watch = lambda _: nullcontext()
+    ) -> tuple[Batch, dict[str, Memory]]:
         kept = dict(memories)
         for step in self.steps:
-            batch, kept[step.slot] = step.stage(batch, kept.get(step.slot), context)
+            with watch(step.name):
+                batch, kept[step.slot] = step.stage(batch, kept.get(step.slot), context)
         return batch, {slot: memory for slot, memory in kept.items() if memory is not None}
 
 

@@ -184,8 +184,7 @@ class Sampler(Protocol):
 
     slot: ClassVar[str]
     writes: tuple[Column, ...]
-    prompts: int
-    """Prompts (whole groups) one update learns from."""
+    prompts: int  # whole groups that one update learns from
 
     def draw(self, memory: Memory, context: Context) -> tuple[Batch, Memory]:
         """The next wave of requests, with the columns in `writes`."""
@@ -266,15 +265,16 @@ class StepRecord:
     """Wall-clock seconds by phase: collect, learn, update, publish, evaluate; and save, of the step before."""
     metrics: Mapping[str, float]
     rollouts: int
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Of these seconds, what was spent where: collect/sampler, collect/generate, learn/advantage and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Held-out results after `step` finished steps, by source and measure, each with its interval."""
+    """Held-out results after `step` steps by source and measure: {"sums/pass@1": .94, "sums/pass@1/low": .92, …}."""
 
     step: int
     metrics: Mapping[str, float]
-    """For example {"arithmetic/pass@1": .94, "arithmetic/pass@1/low": .92, "arithmetic/pass@1/high": .96}."""
 
 
 class Evaluator(Protocol):

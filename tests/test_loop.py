@@ -103,6 +103,17 @@ def test_stop_save_and_resume_equals_never_having_stopped(tmp_path, stop):
     same_training(straight, second, steps=8 - stop)
 
 
+def test_a_step_says_where_its_seconds_went(tmp_path):
+    run = make_run(tmp_path, steps=2)
+    train(run)
+    for record in run.telemetry.records:
+        collected = {"collect/sampler", "collect/generate", "collect/judge", "collect/keep_mixed", "collect/buffer"}
+        learnt = {"learn/leave_one_out_baseline", "learn/advantage"}
+        assert set(record.parts) == collected | learnt
+        assert sum(record.parts[name] for name in collected) <= record.seconds["collect"]
+        assert sum(record.parts[name] for name in learnt) <= record.seconds["learn"]
+
+
 def test_a_run_without_a_checkpoint_starts_from_the_beginning(tmp_path):
     run = make_run(tmp_path, steps=2)
     assert not resume(run)

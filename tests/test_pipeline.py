@@ -1,3 +1,5 @@
+from contextlib import contextmanager
+
 import pyarrow as pa
 import pytest
 
@@ -56,6 +58,18 @@ def test_a_chain_leaves_other_slots_and_its_input_alone():
     _, after = chain([("tally", Tally())])(Batch.of({PROMPT_ID: ["a"]}), before, CONTEXT)
     assert before == {"other": 1}
     assert after == {"other": 1, "tally": 1}
+
+
+def test_every_stage_is_watched_under_its_name():
+    watched = []
+
+    @contextmanager
+    def watch(name):
+        yield
+        watched.append(name)
+
+    chain([("one", Tally()), ("two", Tally())])(Batch.of({REWARD: [1.0]}), {}, CONTEXT, watch)
+    assert watched == ["one", "two"]
 
 
 def test_right_wiring_has_no_problems():

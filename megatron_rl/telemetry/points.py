@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import EPOCH, REUSED, TOKENS, VERSION, Column
@@ -20,7 +20,7 @@ class Point:
     """A step on every axis. `flat(point)` is its line in metrics.jsonl and its row in wandb.
 
     Point(step=12, epoch=0, version=11, rollouts=256, tokens=7800, total_tokens=91000, total_seconds=50.2,
-          seconds={"collect": 2.1, "update": 1.9}, metrics={"reward/mean": .41})
+          seconds={"collect": 2.1, "update": 1.9}, parts={"collect/generate": 2.0}, metrics={"reward/mean": .41})
     """
 
     step: int
@@ -35,6 +35,8 @@ class Point:
     """Summed over the steps of the run, so that a resumed run goes on where the interrupted one was."""
     seconds: Mapping[str, float]
     metrics: Mapping[str, float]
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Of the seconds, by phase and stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class Totals:
             total_tokens=self.tokens + tokens,
             total_seconds=self.seconds + sum(record.seconds.values()),
             seconds=dict(record.seconds),
+            parts=dict(record.parts),
             metrics={**batch_metrics(batch), **batch.metrics, **record.metrics},
         )
 
@@ -95,7 +98,7 @@ def flat(record: Point | Evaluation) -> dict[str, float]:
     if isinstance(record, Evaluation):
         return {"step": record.step} | {EVALUATION + name: value for name, value in record.metrics.items()}
     numbers: dict[str, float] = {name: getattr(record, name) for name in (*_WHOLE, "total_seconds")}
-    numbers |= {SECONDS + phase: value for phase, value in record.seconds.items()}
+    numbers |= {SECONDS + phase: value for phase, value in (*record.seconds.items(), *record.parts.items())}
     return numbers | {name: value for name, value in record.metrics.items() if name not in numbers}
 
 
@@ -103,6 +106,7 @@ def point_of(numbers: Mapping[str, float]) -> Point:
     """The inverse of `flat` for a step."""
     own = {*_WHOLE, "total_seconds"}
     whole = {name: int(numbers[name]) for name in _WHOLE}
+    spent = {name.removeprefix(SECONDS): value for name, value in numbers.items() if name.startswith(SECONDS)}
     return Point(
         step=whole["step"],
         epoch=whole["epoch"],
@@ -111,7 +115,8 @@ def point_of(numbers: Mapping[str, float]) -> Point:
         tokens=whole["tokens"],
         total_tokens=whole["total_tokens"],
         total_seconds=float(numbers["total_seconds"]),
-        seconds={name.removeprefix(SECONDS): value for name, value in numbers.items() if name.startswith(SECONDS)},
+        seconds={phase: value for phase, value in spent.items() if "/" not in phase},
+        parts={part: value for part, value in spent.items() if "/" in part},
         metrics={name: value for name, value in numbers.items() if name not in own and not name.startswith(SECONDS)},
     )
 

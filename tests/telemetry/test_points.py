@@ -11,7 +11,8 @@ BATCH = Batch.of({TOKENS: [[1, 2, 3], [4]], REUSED: [2, 0], REWARD: [1.0, 0.0], 
 
 
 def record(**metrics):
-    return StepRecord(step=8, seconds={"collect": 2.0, "update": 1.0}, metrics=metrics, rollouts=2)
+    seconds, parts = {"collect": 2.0, "update": 1.0}, {"collect/sampler": 0.25, "collect/generate": 1.5}
+    return StepRecord(step=8, seconds=seconds, parts=parts, metrics=metrics, rollouts=2)
 
 
 def test_a_point_is_at_the_totals_it_brings_about():
@@ -31,6 +32,12 @@ def test_stage_metrics_are_kept_and_the_loop_has_the_last_word():
 def test_flat_and_back_is_the_same_point():
     point = Totals(tokens=5, seconds=0.25).point(record(loss=0.5), BATCH, tokens=3)
     assert point_of(flat(point)) == point
+
+
+def test_parts_stand_beside_their_phases_and_add_nothing_to_the_total():
+    numbers = flat(Totals().point(record(), BATCH, tokens=0))
+    assert (numbers["seconds/collect"], numbers["seconds/collect/generate"]) == (2.0, 1.5)
+    assert numbers["total_seconds"] == 3.0
 
 
 def test_flat_and_back_is_the_same_evaluation():
