@@ -57,6 +57,8 @@ class Ragged(NamedTuple):
 
     def head(self, length_B: Tensor) -> Ragged:
         """The first `length_B` values of each row."""
+        if bool((self.length_B <= length_B).all()):
+            return self
         within_T = torch.arange(len(self.values)) - torch.repeat_interleave(self.offsets[:-1], self.length_B)
         kept_T = within_T < torch.repeat_interleave(length_B, self.length_B)
         return Ragged.from_lengths(self.values[kept_T], torch.minimum(length_B, self.length_B))

@@ -82,8 +82,22 @@ def to_offsets(length_B: Tensor) -> Tensor:
     return torch.cat([length_B.new_zeros(1), length_B.cumsum(0)])
 
 
+def kept(x_T: Tensor, mask_T: Tensor) -> Tensor:
+    """The values under the mask; without a copy where that is all of them, as it is in most batches."""
+    return x_T if bool(mask_T.all()) else x_T[mask_T.bool()]
+
+
+def put_back(x_N: Tensor, mask_T: Tensor) -> Tensor:
+    """Values of the tokens under the mask where those tokens are, zero elsewhere."""
+    if bool(mask_T.all()):
+        return x_N
+    return x_N.new_zeros(len(mask_T)).masked_scatter(mask_T.bool(), x_N)
+
+
 def live_offsets(mask_T: Tensor, offsets: Tensor) -> Tensor:
     """Offsets of the rows once only the tokens under the mask are kept."""
+    if bool(mask_T.all()):
+        return offsets
     return to_offsets(row_sum(mask_T.to(torch.int64), offsets))
 
 

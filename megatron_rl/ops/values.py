@@ -6,12 +6,16 @@ B rollouts, G groups, T flat tokens, V answers of a finite set.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from megatron_rl.ops.segments import group_max, group_moments, group_sum, live_offsets, row_ids
+from megatron_rl.ops.segments import Rows, group_max, group_moments, group_sum, kept, live_offsets, put_back, row_ids
+
+_BLOCK = 32_768
+"""Tokens that are summed together: a few hundred KiB."""
 
 
 def optimal_value(reward_B: Tensor, group_B: Tensor, beta: float) -> Tensor:
@@ -56,24 +60,34 @@ def optimal_policy(reference_V: Tensor, reward_V: Tensor, beta: float) -> Optima
 
 
 def discounted_sum(x_T: Tensor, offsets: Tensor, decay: float) -> Tensor:
-    """At each token the sum of x from there to the end of its row, decayed per step; log2(longest row) operations."""
-    row_T = row_ids(offsets)
-    sum_T, stride, longest = x_T, 1, int(offsets.diff().max()) if len(offsets) > 1 else 0
+    """At each token the sum of x from there to the end of its row, decayed per step; log2(longest row) operations.
+
+    Block by block of whole rows, since these operations wait for memory wherever a block does not fit the cache.
+    """
+    row_block_B = offsets[:-1] // _BLOCK
+    first = torch.unique_consecutive(row_block_B, return_counts=True)[1].cumsum(0)
+    starts = [0, *offsets[first].tolist()]
+    left_T = offsets[1:][row_ids(offsets)] - torch.arange(len(x_T), device=x_T.device)
+    blocks = [slice(*ends) for ends in pairwise(starts)]
+    return torch.cat([x_T[:0], *(_summed(x_T[block], left_T[block], decay) for block in blocks)])
+
+
+def _summed(x_T: Tensor, left_T: Tensor, decay: float) -> Tensor:
+    """The sums, where each token has so many left in its row, itself included."""
+    sum_T, stride, longest = x_T.clone(), 1, int(left_T.max()) if len(left_T) else 0
     while stride < longest:
-        same_row = row_T[stride:] == row_T[:-stride]
-        reach_T = torch.where(same_row, decay**stride * sum_T[stride:], 0.0)
-        sum_T = torch.cat([sum_T[:-stride] + reach_T, sum_T[-stride:]])
+        reach_T = torch.where(left_T[:-stride] > stride, decay**stride * sum_T[stride:], 0.0)
+        sum_T[:-stride] += reach_T
         stride *= 2
     return sum_T
 
 
 def whiten(x_T: Tensor, mask_T: Tensor) -> Tensor:
     """Live tokens at mean zero and sample variance one (plus 1e-8 under the root); zero elsewhere."""
-    live_T = mask_T.bool()
-    live_N = x_T[live_T]
+    live_N = kept(x_T, mask_T)
     deviation_N = live_N - live_N.mean()
-    variance = deviation_N.square().sum() / max(len(live_N) - 1, 1)
-    return torch.zeros_like(x_T).masked_scatter(live_T, deviation_N * torch.rsqrt(variance + 1e-8))
+    variance = deviation_N.dot(deviation_N) / max(len(live_N) - 1, 1)
+    return put_back(deviation_N.mul_(torch.rsqrt(variance + 1e-8)), mask_T)
 
 
 class Tokens(NamedTuple):
@@ -94,26 +108,31 @@ class Estimate(NamedTuple):
 
 def gae(tokens: Tokens, gamma: float, lam: float) -> Estimate:
     """GAE(gamma, lambda) along the live tokens of each row; the value after the last is zero."""
-    live_T = tokens.mask_T.bool()
-    offsets = live_offsets(live_T, tokens.offsets)
-    reward_N, value_N = tokens.reward_T[live_T], tokens.value_T[live_T]
+    mask_T = tokens.mask_T
+    offsets = live_offsets(mask_T, tokens.offsets)
+    reward_N, value_N = kept(tokens.reward_T, mask_T), kept(tokens.value_T, mask_T)
     row_N = row_ids(offsets)
     goes_on_N = torch.cat([row_N[1:] == row_N[:-1], row_N.new_zeros(min(len(row_N), 1), dtype=torch.bool)])
     next_value_N = torch.where(goes_on_N, value_N.roll(-1), 0.0)
     advantage_N = discounted_sum(reward_N + gamma * next_value_N - value_N, offsets, gamma * lam)
-    nothing_T = torch.zeros_like(tokens.value_T)
-    return Estimate(
-        nothing_T.masked_scatter(live_T, advantage_N), nothing_T.masked_scatter(live_T, advantage_N + value_N)
-    )
+    return Estimate(put_back(advantage_N, mask_T), put_back(advantage_N + value_N, mask_T))
+
+
+def outcome_gae(reward_B: Tensor, values: Rows, mask_T: Tensor, gamma: float, lam: float) -> Estimate:
+    """`gae` of a reward paid at the last live token; at lambda 1 the values between cancel, and none is summed."""
+    value_T, offsets = values
+    if lam == 1:
+        return_T = reward_to_go(reward_B, mask_T, offsets, gamma)
+        return Estimate(put_back(kept(return_T, mask_T) - kept(value_T, mask_T), mask_T), return_T)
+    # With no discount left, the return of a token is what is paid at that token.
+    return gae(Tokens(reward_to_go(reward_B, mask_T, offsets, gamma=0.0), value_T, mask_T, offsets), gamma, lam)
 
 
 def reward_to_go(reward_B: Tensor, mask_T: Tensor, offsets: Tensor, gamma: float = 1.0) -> Tensor:
     """Discounted return at each live token of a reward paid at the last live one; REINFORCE++ whitens it."""
-    live_T = mask_T.bool()
-    live_row_N = row_ids(offsets)[live_T]
-    is_last_N = torch.cat(
-        [live_row_N[1:] != live_row_N[:-1], live_row_N.new_ones(min(len(live_row_N), 1), dtype=torch.bool)]
-    )
-    paid_N = torch.where(is_last_N, reward_B[live_row_N], 0.0)
-    return_N = discounted_sum(paid_N, live_offsets(live_T, offsets), gamma)
-    return torch.zeros(len(mask_T), dtype=reward_B.dtype, device=reward_B.device).masked_scatter(live_T, return_N)
+    live = live_offsets(mask_T, offsets)
+    return_N = torch.repeat_interleave(reward_B, live.diff())
+    if gamma != 1:
+        wait_N = live[1:][row_ids(live)] - 1 - torch.arange(len(return_N), device=return_N.device)
+        return_N = return_N * gamma ** wait_N.to(return_N.dtype)
+    return put_back(return_N, mask_T)

@@ -11,7 +11,8 @@ from annotated_types import Ge, Gt, Le
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import ADVANTAGE, LOSS_MASK, RETURNS, REWARD, VALUES
 from megatron_rl.batch.ragged import Ragged
-from megatron_rl.ops.values import Tokens, gae, reward_to_go, whiten
+from megatron_rl.ops.segments import kept
+from megatron_rl.ops.values import outcome_gae, whiten
 from megatron_rl.ports import Context
 
 
@@ -29,15 +30,13 @@ class GeneralisedAdvantage:
 
     def __call__(self, batch: Batch, memory: None, context: Context) -> tuple[Batch, None]:
         mask, value_T = batch.ragged(LOSS_MASK), batch.ragged(VALUES).values.double()
-        # With no discount left, the return of a token is what is paid at that token.
-        paid_T = reward_to_go(batch.numbers(REWARD), mask.values, mask.offsets, gamma=0.0)
-        estimate = gae(Tokens(paid_T, value_T, mask.values, mask.offsets), self.gamma, self.lam)
-        live_T = mask.values.bool()
-        left_N = (estimate.return_T - value_T)[live_T]
-        spread = estimate.return_T[live_T].var(correction=0) if len(left_N) else torch.zeros(())
+        estimate = outcome_gae(batch.numbers(REWARD), (value_T, mask.offsets), mask.values, self.gamma, self.lam)
+        # What the critic had not expected is the advantage.
+        left_N, return_N = (kept(each_T, mask.values) for each_T in estimate)
+        spread = return_N.var(correction=0) if len(return_N) else torch.zeros(())
         metrics = {
-            "generalised_advantage/value_mean": float(value_T[live_T].mean()),
-            "generalised_advantage/return_mean": float(estimate.return_T[live_T].mean()),
+            "generalised_advantage/value_mean": float(kept(value_T, mask.values).mean()),
+            "generalised_advantage/return_mean": float(return_N.mean()),
             "generalised_advantage/explained": float(1 - left_N.var(correction=0) / spread) if spread > 0 else 0.0,
         }
         advantage = Ragged(whiten(estimate.advantage_T, mask.values).float(), mask.offsets)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import (
     LOSS_MASK,
@@ -17,6 +19,7 @@ from megatron_rl.batch.columns import (
 )
 from megatron_rl.batch.memory import Memory
 from megatron_rl.batch.ragged import Ragged
+from megatron_rl.ops.segments import kept
 from megatron_rl.ports import Context
 
 
@@ -37,16 +40,16 @@ class OldLogprobs:
 
     def __call__(self, batch: Batch, memory: Memory, context: Context) -> tuple[Batch, Memory]:
         old = context.actor.score(batch)
-        live_T = batch.ragged(LOSS_MASK).values.bool()
         # A rollout of an older policy is expected to differ, and says nothing about the engine.
-        fresh_T = live_T & (batch.numbers(VERSION) == context.version)[old.row_T]
-        gap_T = (old.values.double() - batch.ragged(SAMPLER_LOGPROBS).values.double()).abs()
+        fresh_B = batch.numbers(VERSION) == context.version
+        fresh_T = batch.ragged(LOSS_MASK).values.bool() & torch.repeat_interleave(fresh_B, old.length_B)
+        gap_T = (old.values - batch.ragged(SAMPLER_LOGPROBS).values).abs()
         columns = batch.with_columns(old_logprobs=old)
         if not bool(fresh_T.any()):
             return columns, memory
-        found_T = gap_T[fresh_T]
+        found_T = kept(gap_T, fresh_T)
         metrics = {
-            "parity/mean": float(found_T.mean()),
+            "parity/mean": float(found_T.mean(dtype=torch.float64)),
             "parity/p99": float(found_T.kthvalue(max(1, round(0.99 * len(found_T)))).values),
             "parity/max": float(found_T.max()),
         }

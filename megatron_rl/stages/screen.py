@@ -13,6 +13,7 @@ from megatron_rl.batch.columns import CORRECT, GROUP, KEPT, LOSS_MASK, PHASE, SL
 from megatron_rl.batch.memory import Memory
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.ops.screening import classify
+from megatron_rl.ops.segments import group_count
 from megatron_rl.ports import Context
 
 
@@ -42,7 +43,8 @@ class Screen:
         accepted_B = self._accepted(screened)
         complete = self._complete(state["pending"], continued)
         fresh, rejected = screened.where(accepted_B), screened.where(~accepted_B)
-        metrics = _metrics(screened, accepted_B, continued) | {"screen/pending": float(len(fresh.groups()))}
+        waiting = {"screen/pending": float(group_count(fresh.group_index()))}
+        metrics = _metrics(screened, accepted_B, continued) | waiting
         passed = Batch.concat([_kept(complete, 1), _kept(rejected, 0)]).with_metrics({**batch.metrics, **metrics})
         return passed, {**state, "pending": fresh if len(fresh) else None}
 

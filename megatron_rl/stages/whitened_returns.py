@@ -10,6 +10,7 @@ from annotated_types import Gt, Le
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import ADVANTAGE, LOSS_MASK, REWARD
 from megatron_rl.batch.ragged import Ragged
+from megatron_rl.ops.segments import kept
 from megatron_rl.ops.values import reward_to_go, whiten
 from megatron_rl.ports import Context
 
@@ -28,6 +29,6 @@ class WhitenedReturns:
         mask = batch.ragged(LOSS_MASK)
         return_T = reward_to_go(batch.numbers(REWARD), mask.values, mask.offsets, self.gamma)
         advantage = Ragged(whiten(return_T, mask.values).float(), mask.offsets)
-        live_N = return_T[mask.values.bool()]
+        live_N = kept(return_T, mask.values)
         metrics = {"returns/mean": float(live_N.mean()), "returns/deviation": float(live_N.std(correction=0))}
         return batch.with_columns(advantage=advantage).with_metrics(metrics if len(live_N) else {}), memory

@@ -64,3 +64,12 @@ def test_heads_are_cut_and_joined_row_by_row():
     assert (values_T.tolist(), offsets.tolist()) == ([0, 2, 3], [0, 1, 1, 3])
     joined_T, joined = segments.join((values_T, offsets), (torch.tensor([7, 8, 9]), torch.tensor([0, 1, 2, 3])))
     assert (joined_T.tolist(), joined.tolist()) == ([0, 7, 8, 2, 3, 9], [0, 2, 3, 6])
+
+
+def test_what_is_kept_is_put_back_where_it_was():
+    x_T, mask_T = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1, 0, 1], dtype=torch.uint8)
+    kept_N = segments.kept(x_T, mask_T)
+    assert kept_N.tolist() == [1.0, 3.0]
+    assert segments.put_back(kept_N, mask_T).tolist() == [1.0, 0.0, 3.0]
+    assert segments.kept(x_T, torch.ones(3)) is x_T
+    assert segments.live_offsets(mask_T, torch.tensor([0, 2, 3])).tolist() == [0, 1, 2]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from megatron_rl.ops import values
 from megatron_rl.ops.values import (
     Tokens,
     discounted_sum,
@@ -14,6 +15,7 @@ from megatron_rl.ops.values import (
     optimal_policy,
     optimal_value,
     optimal_value_of_rate,
+    outcome_gae,
     reward_to_go,
     whiten,
 )
@@ -91,6 +93,14 @@ def test_a_discounted_sum_restarts_in_every_row():
     assert discounted_sum(x_T[:0], torch.tensor([0]), 0.5).tolist() == []
 
 
+def test_the_blocks_of_a_discounted_sum_show_nowhere(monkeypatch):
+    length_B = torch.randint(0, 9, (40,))
+    x_T, offsets = torch.randn(int(length_B.sum())), torch.cat([length_B.new_zeros(1), length_B.cumsum(0)])
+    at_once_T = discounted_sum(x_T, offsets, 0.9)
+    monkeypatch.setattr(values, "_BLOCK", 7)
+    assert torch.equal(discounted_sum(x_T, offsets, 0.9), at_once_T)
+
+
 def test_a_long_row_neither_underflows_nor_drifts():
     x_T = torch.ones(5000, dtype=torch.float64)
     expected = (1 - 0.9 ** torch.arange(5000, 0, -1).double()) / 0.1
@@ -104,6 +114,20 @@ def test_advantages_skip_what_is_masked():
     estimate = gae(Tokens(reward_T, value_T, mask_T, offsets), 1.0, 0.5)
     assert_close(estimate.advantage_T, torch.tensor([0.5, 0.6, 0.0, 0.0, 0.0]))
     assert_close(estimate.return_T, torch.tensor([0.7, 1.0, 0.0, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.9, 1.0), (0.9, 0.5)])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_an_outcome_is_a_reward_at_the_last_live_token(gamma, lam, is_masked):
+    mask_T = torch.tensor([1, 1, 0, 1, 0, 0, 1]) if is_masked else torch.ones(7, dtype=torch.int64)
+    offsets = torch.tensor([0, 4, 4, 7])
+    reward_B, value_T = torch.tensor([1.0, 5.0, -2.0]).double(), torch.randn(7, dtype=torch.float64)
+    paid_T = torch.zeros(7, dtype=torch.float64)
+    paid_T[3], paid_T[6] = 1.0, -2.0
+    expected = gae(Tokens(paid_T, value_T, mask_T, offsets), gamma, lam)
+    estimate = outcome_gae(reward_B, (value_T, offsets), mask_T, gamma, lam)
+    assert_close(estimate.advantage_T, expected.advantage_T)
+    assert_close(estimate.return_T, expected.return_T)
 
 
 def test_whitened_tokens_have_mean_zero_and_variance_one():

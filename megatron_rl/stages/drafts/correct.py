@@ -11,7 +11,6 @@ from annotated_types import Gt
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import ADVANTAGE, DRAFT_WEIGHTS
 from megatron_rl.batch.ragged import Ragged
-from megatron_rl.ops.segments import positions
 from megatron_rl.ports import Context
 
 
@@ -28,8 +27,11 @@ class Correct:
 
     def __call__(self, batch: Batch, memory: None, context: Context) -> tuple[Batch, None]:
         advantage, given = batch.ragged(ADVANTAGE), batch.ragged(DRAFT_WEIGHTS)
-        reused_T = positions(advantage.offsets) < given.length_B[advantage.row_T]
-        weight_N = given.head(advantage.length_B).values.clamp_max(self.cap)
+        weights = given.head(advantage.length_B)
+        weight_N = weights.values.clamp_max(self.cap)
+        left_B = advantage.length_B - weights.length_B
+        runs = torch.stack([weights.length_B, left_B], 1).flatten()
+        reused_T = torch.repeat_interleave(torch.tensor([True, False]).repeat(len(batch)), runs)
         weight_T = torch.ones_like(advantage.values).masked_scatter(reused_T, weight_N)
         told = {"drafts/weight_mean": float(weight_N.mean()) if len(weight_N) else 1.0}
         return batch.with_columns(advantage=Ragged(advantage.values * weight_T, advantage.offsets)).with_metrics(
