@@ -23,6 +23,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "evaluate": "Measures a run's checkpoint, or a configuration's model, on held-out prompts.",
     "replay": "Runs a chain of stages on the rollouts that a run has kept, and shows what changes.",
     "report": "Draws one or several runs as one HTML file that opens offline.",
+    "plan": "Says what a run would need and take on a cluster, and which layout is fastest, without a GPU.",
     "doctor": "Says what this machine offers, or what went wrong first in a run.",
     "data": "Converts a published data set to prompts, or makes prompts offline.",
     "convert": "Converts Hugging Face folders to checkpoints and back.",

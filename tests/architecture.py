@@ -47,7 +47,9 @@ WITHOUT_TORCH = (
         "cli",
         "preview",
         "commands.configuration",
+        "commands.plan",
         "commands.train",
+        "planner",
     ),
     *("reshard.layout", "reshard.names", "reshard.plan", "reshard.bound"),
 )

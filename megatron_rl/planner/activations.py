@@ -153,7 +153,9 @@ class _Unit(NamedTuple):
 
 def _units(architecture: Architecture, actor: ActorSettings, layers: range, kernels: Kernels) -> list[_Unit]:
     recompute = actor.recompute
-    each = [layer_of(architecture, actor, architecture.shape.is_sparse(layer), kernels) for layer in layers]
+    sparse = [architecture.shape.is_sparse(layer) for layer in layers]
+    kinds = {is_sparse: layer_of(architecture, actor, is_sparse, kernels) for is_sparse in set(sparse)}
+    each = [kinds[is_sparse] for is_sparse in sparse]
     if recompute.granularity == "selective":
         forgotten = [_forgotten(layer, recompute.modules) for layer in each]
         return [_Unit(layer.total - less, less) for layer, less in zip(each, forgotten, strict=True)]

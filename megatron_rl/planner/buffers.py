@@ -9,10 +9,13 @@ buckets, each of which may end in some more padding than is counted here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from math import lcm, prod
 from typing import Final, NamedTuple
 
+from megatron_rl.actor.recipe import UpdateSettings
+from megatron_rl.actor.recompute import KEEP_EVERYTHING
 from megatron_rl.actor.settings import ActorSettings
 from megatron_rl.reshard.layout import ModelShape
 from megatron_rl.reshard.megatron import megatron_vocabulary
@@ -56,11 +59,6 @@ class Buffer(NamedTuple):
     def elements(self) -> int:
         return sum(stop - start for start, stop in self.spans)
 
-    @property
-    def most(self) -> int:
-        """Elements on the data rank that holds most of them."""
-        return min(self.elements, self.size // self.ranks)
-
     def owned(self, rank: int) -> int:
         """Elements whose optimizer state this data rank keeps."""
         total = 0
@@ -69,6 +67,29 @@ class Buffer(NamedTuple):
             first, last = start + rank * share, start + (rank + 1) * share
             total += sum(max(0, min(end, last) - max(begin, first)) for begin, end in self.spans)
         return total
+
+
+class _Sum(NamedTuple):
+    """Elements of some tensors, bare and with the padding behind each."""
+
+    elements: int
+    padded: int
+
+
+class Extent(NamedTuple):
+    """A buffer by its sizes alone."""
+
+    size: int
+    elements: int
+    most: int
+    """Elements on the data rank that holds most of them."""
+
+    @staticmethod
+    def of(sums: Sequence[_Sum], shared: Sequence[int], ranks: int) -> Extent:
+        multiple = lcm(ranks, BUCKET_MULTIPLE)
+        size = _up(sum(one.padded for one in sums), multiple) + sum(_up(one, multiple) for one in shared)
+        elements = sum(one.elements for one in sums) + sum(shared)
+        return Extent(size, elements, min(elements, size // ranks))
 
 
 class Static(NamedTuple):
@@ -85,11 +106,42 @@ class Static(NamedTuple):
 
 def static(shape: ModelShape, actor: ActorSettings, stage: int, rank: int | None = None) -> Static:
     """Of a pipeline stage, on data rank `rank`, by default on the fullest; the same on all its tensor ranks."""
+    # What a search varies besides the cut changes nothing here, so it is kept out of what is remembered.
+    return _static(shape, replace(actor, recompute=KEEP_EVERYTHING, update=UpdateSettings()), stage, rank)
+
+
+@lru_cache(maxsize=4096)
+def _static(shape: ModelShape, actor: ActorSettings, stage: int, rank: int | None) -> Static:
     total = Static(0, 0, 0)
-    for chunk in range(actor.vpp):
-        for buffer in buffers(shape, actor, chunk * actor.pp + stage):
-            total += _bytes(buffer, actor, rank)
+    for position in range(stage, actor.pp * actor.vpp, actor.pp):
+        if rank is None and actor.optimizer.distributed:
+            for extent in extents(shape, actor, position):
+                total += _bytes(actor, extent.size, extent.most)
+            continue
+        for buffer in buffers(shape, actor, position):
+            total += _bytes(
+                actor,
+                buffer.size,
+                buffer.elements if rank is None or not actor.optimizer.distributed else buffer.owned(rank),
+            )
     return total
+
+
+def extents(shape: ModelShape, actor: ActorSettings, position: int) -> Iterator[Extent]:
+    """The sizes of the buffers of a chunk, without going through every expert of every layer."""
+    chunks = actor.chunk_layers(shape.layers)
+    first = sum(chunks[:position])
+    ends = _ends(shape, actor, position)
+    loose = [weight.elements for weight in ends if not weight.is_shared]
+    layers = [
+        _sums(shape, shape.is_sparse(layer), actor.tp, actor.ep) for layer in range(first, first + chunks[position])
+    ]
+    dense, dealt = [sums[0] for sums in layers], [sums[1] for sums in layers]
+    replicas = actor.dp * actor.cp
+    shared = [weight.elements for weight in ends if weight.is_shared]
+    yield Extent.of([*dense, *(_Sum(one, _up(one, TENSOR_MULTIPLE)) for one in loose)], shared, replicas)
+    if any(one.elements for one in dealt):
+        yield Extent.of(dealt, [], actor.tp * replicas // actor.ep)
 
 
 def buffers(shape: ModelShape, actor: ActorSettings, position: int) -> Iterator[Buffer]:
@@ -106,29 +158,43 @@ def buffers(shape: ModelShape, actor: ActorSettings, position: int) -> Iterator[
 def weights(shape: ModelShape, actor: ActorSettings, position: int) -> Iterator[Weight]:
     """The parameters of a chunk in the order in which they are registered."""
     chunks = actor.chunk_layers(shape.layers)
-    first, is_first, is_last = sum(chunks[:position]), position == 0, position == len(chunks) - 1
-    rows = megatron_vocabulary(shape.vocabulary, actor.tp) // actor.tp
-    is_shared = shape.tied and len(chunks) > 1
-    if is_first:
-        yield Weight(rows * shape.hidden, is_shared=is_shared)
+    first = sum(chunks[:position])
+    ends = list(_ends(shape, actor, position))
+    before = ends[:1] if position == 0 else []
+    yield from before
     for layer in range(first, first + chunks[position]):
         yield from _layer(shape, shape.is_sparse(layer), actor.tp, actor.ep)
-    if is_last:
-        yield Weight(shape.hidden)
-    if is_last and not (shape.tied and is_first):
-        yield Weight(rows * shape.hidden, is_shared=is_shared)
+    yield from ends[len(before) :]
 
 
-def _bytes(buffer: Buffer, actor: ActorSettings, rank: int | None) -> Static:
+def _ends(shape: ModelShape, actor: ActorSettings, position: int) -> tuple[Weight, ...]:
+    """Embedding, last norm and head, as far as the chunk has them."""
+    chunks = actor.pp * actor.vpp
+    rows = megatron_vocabulary(shape.vocabulary, actor.tp) // actor.tp
+    vocabulary = Weight(rows * shape.hidden, is_shared=shape.tied and chunks > 1)
+    is_first, is_last = position == 0, position == chunks - 1
+    has_head = is_last and not (shape.tied and is_first)
+    return (*[vocabulary] * is_first, *[Weight(shape.hidden)] * is_last, *[vocabulary] * has_head)
+
+
+def _bytes(actor: ActorSettings, size: int, own: int) -> Static:
+    """Of a buffer of this size, on a rank that keeps the state of `own` elements."""
     is_float32 = actor.precision.compute == "fp32"
-    own = buffer.elements
-    if actor.optimizer.distributed:
-        own = buffer.most if rank is None else buffer.owned(rank)
     return Static(
-        parameters=buffer.size * (4 if is_float32 else 2),
-        gradients=buffer.size * GRADIENT_BYTES,
+        parameters=size * (4 if is_float32 else 2),
+        gradients=size * GRADIENT_BYTES,
         optimizer=own * (MOMENTS_BYTES + (0 if is_float32 else MAIN_BYTES)),
     )
+
+
+@lru_cache(maxsize=512)
+def _sums(shape: ModelShape, is_sparse: bool, tp: int, ep: int) -> tuple[_Sum, _Sum]:
+    """Of a layer, apart for what every rank of a stage holds and for experts that are dealt."""
+    dense, dealt = (
+        [one.elements for one in _layer(shape, is_sparse, tp, ep) if one.is_dealt == is_dealt]
+        for is_dealt in (False, True)
+    )
+    return tuple(_Sum(sum(own), sum(_up(one, TENSOR_MULTIPLE) for one in own)) for own in (dense, dealt))  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=512)

@@ -12,7 +12,7 @@ from megatron_rl.actor.architecture import describe
 from megatron_rl.actor.precision import Precision
 from megatron_rl.actor.recipe import OptimizerSettings
 from megatron_rl.actor.settings import ActorSettings
-from megatron_rl.planner.buffers import BUCKET_MULTIPLE, buffers, static, weights
+from megatron_rl.planner.buffers import BUCKET_MULTIPLE, buffers, extents, static, weights
 from megatron_rl.reshard.layout import ModelShape
 from megatron_rl.reshard.megatron import megatron_layout
 from tests import ranks
@@ -90,6 +90,10 @@ def test_every_weight_of_the_layout_is_counted_once(cut, tied):
         held = [each for tensor in layout.tensors(rank) for each in [_size(tensor.shape)]]
         own = [one.elements for chunk in range(actor.vpp) for one in weights(shape, actor, chunk * actor.pp + stage)]
         assert sorted(held) == sorted(own)
+        for chunk in range(actor.vpp):
+            position = chunk * actor.pp + stage
+            laid = [(buffer.size, buffer.elements) for buffer in buffers(shape, actor, position)]
+            assert laid == [(extent.size, extent.elements) for extent in extents(shape, actor, position)]
 
 
 def test_a_buffer_is_shared_out_evenly_and_owned_once():
@@ -100,7 +104,9 @@ def test_a_buffer_is_shared_out_evenly_and_owned_once():
     (buffer,) = buffers(shape, actor, 0)
     assert buffer.size % (6 * BUCKET_MULTIPLE // 2) == 0
     assert sum(buffer.owned(rank) for rank in range(6)) == buffer.elements
-    assert max(buffer.owned(rank) for rank in range(6)) <= buffer.most
+    (extent,) = extents(shape, actor, 0)
+    assert (extent.size, extent.elements) == (buffer.size, buffer.elements)
+    assert max(buffer.owned(rank) for rank in range(6)) <= extent.most
 
 
 def _size(shape: tuple[int, ...]) -> int:

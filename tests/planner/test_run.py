@@ -1,0 +1,56 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_rl.planner.hardware import Cluster
+from megatron_rl.planner.job import Engines, Screen
+from megatron_rl.planner.memory import footprint
+from megatron_rl.planner.run import Guess, of_run
+from megatron_rl.planner.search import predict
+from megatron_rl.spec.load import load
+from megatron_rl.spec.schema import SpecError
+from tests.planner.configs import QWEN3_8B
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def planned(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_8B))
+
+    def run(name: str, *settings: str, nodes: int = 1, guess: Guess | None = None):
+        spec = load(CONFIGS / name, [f"model.folder={tmp_path}", *settings])
+        return of_run(spec, Cluster(nodes=nodes), guess)
+
+    return run
+
+
+def test_a_runs_own_layout_is_what_is_predicted(planned):
+    full = "actor.recompute.granularity=full"
+    setup, choice = planned("jspo.yaml", full, "rollout.vllm.replicas=8")
+    assert (choice.actor.tp, choice.actor.dp, choice.engines) == (2, 4, Engines(1, 8))
+    assert (setup.job.rows, setup.job.optimizer_steps, setup.job.scores) == (4096, 8, 1)
+    one = predict(setup, choice)
+    assert one.memory == footprint(setup, choice)
+    assert one.timeline.phases["update"] > 2 * one.timeline.phases["score"]
+
+
+def test_algorithms_differ_in_what_they_write_and_score(planned):
+    assert planned("speed.yaml")[0].job.screen == Screen(64, 4, 20)
+    drafts = planned("spec_rl.yaml", guess=Guess(drafted=0.7))[0].job
+    assert (drafts.drafted, drafts.scores) == (0.7, 2)
+    valued = planned("ppo.yaml")[0].job
+    assert (valued.has_critic, valued.scores) == (True, 2)
+
+
+def test_too_few_machines_are_refused(planned):
+    split = ("cluster.placement=split", "rollout.vllm.replicas=8")
+    with pytest.raises(SpecError, match="asks for 16 GPUs, 8 for the actor and 8 for the engines"):
+        planned("grpo.yaml", *split)
+    assert planned("grpo.yaml", *split, nodes=2)[1].placement == "split"
+
+
+def test_a_mean_above_the_most_is_refused(planned):
+    with pytest.raises(SpecError, match="give a smaller mean"):
+        planned("grpo.yaml", guess=Guess(response_tokens=5000))
