@@ -7,6 +7,7 @@ from typing import Final
 
 from megatron_rl.actor.architecture import describe
 from megatron_rl.actor.settings import ActorSettings
+from megatron_rl.planner.buffers import static
 from megatron_rl.reshard.bound import missing_by_gpu
 from megatron_rl.reshard.engines import huggingface_layout, vllm_layout
 from megatron_rl.reshard.layout import Layout, ModelShape
@@ -19,8 +20,6 @@ from megatron_rl.spec.resolve import build
 from megatron_rl.spec.run import Part, RunSpec
 
 MIB: Final = 2**20
-MAIN, MOMENTS, GRADIENT = 4, 8, 4
-"""Bytes a parameter: its float32 copy where it is not float32 itself, Adam's two moments, its float32 gradient."""
 
 
 def preview(spec: RunSpec) -> str:
@@ -37,7 +36,7 @@ def lines(spec: RunSpec) -> Iterator[str]:
     yield from processes(actor, spec.choices["rollout"])
     source, target = megatron_layout(shape, actor), _engine_layout(shape, spec.choices["rollout"])
     yield weights(source, target, 4 if actor.precision.compute == "fp32" else 2)
-    yield memory(source, actor)
+    yield memory(shape, actor)
 
 
 def equation(spec: RunSpec, actor: ActorSettings) -> str:
@@ -80,18 +79,14 @@ def weights(source: Layout, target: Layout, item_bytes: int) -> str:
     )
 
 
-def memory(source: Layout, actor: ActorSettings) -> str:
+def memory(shape: ModelShape, actor: ActorSettings) -> str:
     """Bytes of the fullest rank that do not depend on the batch."""
-    counts = [sum(_size(tensor.shape) for tensor in source.tensors(rank)) for rank in range(len(source.ranks))]
-    elements, is_float32 = max(counts), actor.precision.compute == "fp32"
-    weight = 4 if is_float32 else 2
-    shared = actor.dp if actor.optimizer.distributed else 1
-    state = elements * (MOMENTS + (0 if is_float32 else MAIN)) / shared
+    held = max((static(shape, actor, stage) for stage in range(actor.pp)), key=sum)
     copies = 2 if actor.reference == "device" else 1
     parts = {
-        "parameters": copies * elements * weight,
-        "gradients": elements * GRADIENT,
-        "optimizer": state,
+        "parameters": copies * held.parameters,
+        "gradients": held.gradients,
+        "optimizer": held.optimizer,
     }
     told = ", ".join(f"{name} {size / MIB:.1f}" for name, size in parts.items())
     return f"memory of the fullest rank, activations aside: {sum(parts.values()) / MIB:.1f} MiB ({told})"
@@ -107,10 +102,3 @@ def _number(values: Mapping[str, object], key: str, default: int = 0) -> int:
     value = values.get(key, default)  # a choice of another kind has other keys
     assert isinstance(value, int), f"{key} was checked to be a whole number"
     return value
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

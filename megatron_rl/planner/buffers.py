@@ -105,7 +105,7 @@ class Static(NamedTuple):
 
 
 def static(shape: ModelShape, actor: ActorSettings, stage: int, rank: int | None = None) -> Static:
-    """Of a pipeline stage, on data rank `rank`, by default on the fullest; the same on all its tensor ranks."""
+    """Of a pipeline stage: on its `rank`-th rank in Megatron's order, tp fastest; by default on the fullest."""
     # What a search varies besides the cut changes nothing here, so it is kept out of what is remembered.
     return _static(shape, replace(actor, recompute=KEEP_EVERYTHING, update=UpdateSettings()), stage, rank)
 
@@ -119,11 +119,11 @@ def _static(shape: ModelShape, actor: ActorSettings, stage: int, rank: int | Non
                 total += _bytes(actor, extent.size, extent.most)
             continue
         for buffer in buffers(shape, actor, position):
-            total += _bytes(
-                actor,
-                buffer.size,
-                buffer.elements if rank is None or not actor.optimizer.distributed else buffer.owned(rank),
-            )
+            own = buffer.elements
+            if rank is not None and actor.optimizer.distributed:
+                # Every so many ranks hold the same tensors, and share out their state in the order of their numbers.
+                own = buffer.owned(rank * buffer.ranks // (actor.tp * actor.cp * actor.dp))
+            total += _bytes(actor, buffer.size, own)
     return total
 
 
