@@ -3,9 +3,11 @@
     python tools/bench_convert.py                    2 GB, three rounds, each way at each layout
     python tools/bench_convert.py --gigabytes 0.1 --rounds 1 --room /mnt/scratch
 
-A round copies the checkpoint with `cp` and puts it on disk with `sync`, as a conversion does, then converts it in a
-process of its own; rates are the checkpoint's bytes over the best round, so that a busy machine blurs them least.
-Peak memory is the whole process's; `imports` is what it had before it began. Every conversion verifies what it wrote.
+A round copies the checkpoint with `cp` and puts it on disk with `sync`, as a conversion does, before each conversion in
+a process of its own. A virtual machine hands freed memory back to its host within seconds, and whoever writes while
+some is still at hand is several times faster: so each begins after a pause. Rates are the checkpoint's bytes over the
+median round. Peak memory is the whole process's; `imports` is what it had before it began. Every conversion verifies
+what it wrote, by reading it all back.
 """
 
 import argparse
@@ -17,6 +19,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 import torch
 
@@ -37,6 +41,7 @@ CONFIG = {
     "tie_word_embeddings": False,
     "dtype": "bfloat16",
 }
+PAUSE_S = 8.0
 LAYOUTS = ({"tp": 1, "pp": 1}, {"tp": 4, "pp": 2})
 
 _CONVERT = """
@@ -50,6 +55,13 @@ imports, begun = peak(), time.perf_counter()
 conversion.to_megatron(source, target, Parallel(**cut)) if cut else conversion.to_huggingface(source, target)
 print(json.dumps({"seconds": time.perf_counter() - begun, "peak": peak(), "imports": imports}))
 """
+
+
+class Round(NamedTuple):
+    """Seconds of a copy, and what the conversion after it took: seconds and MiB."""
+
+    copy_s: float
+    conversion: dict[str, float]
 
 
 def synthetic(folder: Path, gigabytes: float) -> int:
@@ -73,6 +85,7 @@ def synthetic(folder: Path, gigabytes: float) -> int:
 
 def copied(source: Path, target: Path) -> float:
     """Seconds of `cp` and `sync`."""
+    time.sleep(PAUSE_S)
     begun = time.perf_counter()
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)
     subprocess.run(["sync", *map(str, target.iterdir())], check=True)
@@ -83,6 +96,7 @@ def copied(source: Path, target: Path) -> float:
 
 def converted(source: Path, target: Path, cut: dict[str, int]) -> dict[str, float]:
     """Seconds and MiB of a conversion; an empty cut is the way back."""
+    time.sleep(PAUSE_S)
     command = [sys.executable, "-W", "ignore", "-c", _CONVERT, str(source), str(target), json.dumps(cut)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -99,28 +113,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=chosen.room) as name:
         room = Path(name)
         size = synthetic(room / "source", chosen.gigabytes)
-        print(f"{size / 1e9:.2f} GB, best of {chosen.rounds} rounds")
+        print(f"{size / 1e9:.2f} GB, median of {chosen.rounds} rounds")
         for cut in LAYOUTS:
-            copies, there, back = [], [], []
-            for _ in range(chosen.rounds):
-                copies.append(copied(room / "source", room / "copy"))
-                there.append(converted(room / "source", room / "there", cut))
-                back.append(converted(room / "there", room / "back", {}))
-                shutil.rmtree(room / "there")
-                shutil.rmtree(room / "back")
-            report(f"tp{cut['tp']} pp{cut['pp']}", size, min(copies), {"to megatron": there, "to hugging face": back})
+            rounds = [round_of(room, cut) for _ in range(chosen.rounds)]
+            for way, times in {"to megatron": [one[0] for one in rounds], "back": [one[1] for one in rounds]}.items():
+                print(f"tp{cut['tp']} pp{cut['pp']} {way}: {line(size, times)}")
     return 0
 
 
-def report(label: str, size: int, copy_s: float, measured: dict[str, list[dict[str, float]]]) -> None:
-    """The lines of a layout."""
-    print(f"{label}: cp {size / copy_s / 1e9:.2f} GB/s")
-    for way, rounds in measured.items():
-        seconds, peak = min(one["seconds"] for one in rounds), max(one["peak"] for one in rounds)
-        print(
-            f"{label}: {way} {size / seconds / 1e9:.2f} GB/s, {copy_s / seconds:.2f} of cp, "
-            f"peak memory {peak:.0f} MiB, of it imports {rounds[0]['imports']:.0f} MiB"
-        )
+def round_of(room: Path, cut: dict[str, int]) -> tuple[Round, Round]:
+    """Copy and conversion to Megatron, then copy and conversion back."""
+    there = Round(copied(room / "source", room / "copy"), converted(room / "source", room / "there", cut))
+    back = Round(copied(room / "source", room / "copy"), converted(room / "there", room / "back", {}))
+    shutil.rmtree(room / "there")
+    shutil.rmtree(room / "back")
+    return there, back
+
+
+def line(size: int, rounds: Sequence[Round]) -> str:
+    """What is printed of a way."""
+    copy_s = median(one.copy_s for one in rounds)
+    seconds = median(one.conversion["seconds"] for one in rounds)
+    peak, imports = (max(one.conversion[name] for one in rounds) for name in ("peak", "imports"))
+    return (
+        f"{size / seconds / 1e9:.2f} GB/s beside cp's {size / copy_s / 1e9:.2f}, {copy_s / seconds:.2f} of it; "
+        f"peak memory {peak:.0f} MiB, of it imports {imports:.0f} MiB"
+    )
 
 
 if __name__ == "__main__":

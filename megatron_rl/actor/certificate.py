@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from megatron_rl.actor.safetensors_folder import bytes_of, read_json
+from megatron_rl.actor.side_by_side import side_by_side
 from megatron_rl.spec.schema import SpecError
 
 FILE = "conversion.json"
@@ -31,32 +30,6 @@ class Digest(NamedTuple):
         """That of a tensor."""
         sha256 = hashlib.sha256(bytes_of(tensor)).hexdigest()
         return Digest(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), sha256)
-
-
-class Digests:
-    """Digests of tensors as they come: one is hashed while the next is made, and no more than those two are held."""
-
-    def __init__(self, other: ThreadPoolExecutor) -> None:
-        self._other = other
-        self._hashed: dict[str, Future[Digest]] = {}
-        self._last: Future[Digest] | None = None
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Returns when the tensor before is hashed."""
-        if self._last is not None:
-            self._last.result()
-        self._hashed[name] = self._last = self._other.submit(Digest.of, tensor)
-
-    def all(self) -> dict[str, Digest]:
-        """Those of every tensor so far, by name."""
-        return {name: hashed.result() for name, hashed in self._hashed.items()}
-
-
-@contextmanager
-def hashing() -> Iterator[Digests]:
-    """Digests that another thread works out."""
-    with ThreadPoolExecutor(1) as other:
-        yield Digests(other)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,21 +72,25 @@ class Certificate:
         }
         return Certificate(**content, tensors=tensors)
 
-    def check(self, folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """ValueError, naming the first that differs, unless the folder holds exactly these tensors."""
+    def check(self, folder: Path, *streams: Iterable[tuple[str, Tensor]]) -> None:
+        """ValueError, naming the first that differs, unless the streams, read side by side, are exactly its tensors."""
         if self.written != self.elements:
             raise ValueError(f"{folder}: {self.written} elements were written, but the model has {self.elements}.")
-        with hashing() as digests:
-            for name, tensor in tensors:
-                if name not in self.tensors:
-                    raise ValueError(f"{folder} holds {name!r}, which its certificate does not know; convert it again.")
-                digests.add(name, tensor)
-            found = digests.all()
+        found = digested(streams)
+        for name in found:
+            if name not in self.tensors:
+                raise ValueError(f"{folder} holds {name!r}, which its certificate does not know; convert it again.")
         for name, digest in self.tensors.items():
             if name not in found:
                 raise ValueError(f"{folder} lacks {name!r}, which its certificate lists; convert it again.")
             if found[name] != digest:
                 raise ValueError(f"{folder} holds {name!r} with other bytes than were converted; convert it again.")
+
+
+def digested(streams: Sequence[Iterable[tuple[str, Tensor]]]) -> dict[str, Digest]:
+    """Digests by name of the tensors of streams, each read by a thread of its own that holds one at a time."""
+    parts = side_by_side(lambda stream: {name: Digest.of(tensor) for name, tensor in stream}, streams)
+    return {name: digest for part in parts for name, digest in part.items()}
 
 
 def versions() -> dict[str, str]:

@@ -5,9 +5,9 @@ its name: a target that exists is whole and right.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
@@ -16,10 +16,11 @@ from torch import Tensor
 from megatron_rl.actor import distributed_folder, fit, groups, saving
 from megatron_rl.actor import safetensors_folder as hf
 from megatron_rl.actor.architecture import Architecture, describe
-from megatron_rl.actor.certificate import Certificate, Digest, hashing, versions
+from megatron_rl.actor.certificate import Certificate, Digest, digested, versions
 from megatron_rl.actor.distributed_folder import Contents
 from megatron_rl.actor.durable import replacing
 from megatron_rl.actor.parallel import Parallel
+from megatron_rl.actor.side_by_side import shares
 from megatron_rl.actor.translation import Fusion, check_source, check_stored, unfused
 from megatron_rl.actor.weights import SHARD_BYTES, named_dtype, read_config
 from megatron_rl.reshard.engines import huggingface_layout
@@ -40,7 +41,7 @@ def to_megatron(source: Path, target: Path, parallel: Parallel) -> Certificate:
     fusion = Fusion(reader, architecture.shape, parallel, dtype)
     contents = Contents(fusion.files, objects(architecture.shape), dtype)
     with replacing(target) as aside, ThreadPoolExecutor(1) as other:
-        digests = other.submit(_digests, hf.Reader(source))
+        digests = other.submit(digested, [_tensors(source, reader.inventory())])
         with alone():
             distributed_folder.write(aside, contents, fusion, saving.WEIGHTS)
         saving.write_progress(aside, {})
@@ -79,7 +80,7 @@ def to_huggingface(source: Path, target: Path, like: Path | None = None, shard_b
     )
     with replacing(target) as aside:
         hf.copy_companions(origin, aside)
-        tensors = _write(aside, contents, unfused(reader, shape), shard_bytes)
+        tensors = _write(aside, contents, unfused(reader, shape), contents.shards(shard_bytes))
         written = sum(map(_elements, tensors.values()))
         made = Certificate(
             source=f"megatron checkpoint of {str(stored).removeprefix('torch.')}",
@@ -97,23 +98,26 @@ def to_huggingface(source: Path, target: Path, like: Path | None = None, shard_b
 
 
 def _write(
-    folder: Path, contents: hf.Contents, tensors: Iterator[tuple[str, Tensor]], shard_bytes: int
+    folder: Path, contents: hf.Contents, streams: Sequence[Iterator[tuple[str, Tensor]]], shards: Sequence[hf.Shard]
 ) -> dict[str, Digest]:
     """Writes the shards and their index, and gives the digests of what went into them."""
-    shards = contents.shards(shard_bytes)
-    with hashing() as digests:
 
-        def converted() -> Iterator[Tensor]:
-            for name, tensor in tensors:
-                written = tensor.to(contents.dtype).contiguous()
-                digests.add(name, written)
-                yield written
+    def converted(stream: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in stream:
+            written = tensor.to(contents.dtype).contiguous()
+            put[name](name, written)
+            yield name, written
 
-        streamed = converted()
-        for shard in shards:
-            hf.write_shard(folder, shard, contents, streamed)
-        hf.write_index(folder, contents, shards)
-        return digests.all()
+    with ExitStack() as files:
+        put = {
+            name: file
+            for shard in shards
+            for file in (files.enter_context(hf.writing(folder, shard, contents)),)
+            for name in shard.names
+        }
+        digests = digested([converted(stream) for stream in streams])
+    hf.write_index(folder, contents, shards)
+    return digests
 
 
 def verify(folder: Path) -> Certificate:
@@ -123,9 +127,11 @@ def verify(folder: Path) -> Certificate:
         shape = _architecture(folder / COMPANIONS).shape
         stored = distributed_folder.Reader(folder)
         check_stored(stored, shape)
-        certificate.check(folder, unfused(stored, shape))
+        certificate.check(folder, *unfused(stored, shape))
     else:
-        certificate.check(folder, _tensors(hf.Reader(folder)))
+        found = list(hf.Reader(folder).inventory().items())
+        halves = shares(found, lambda one: math.prod(one[1].shape))
+        certificate.check(folder, *(_tensors(folder, dict(half)) for half in halves))
     return certificate
 
 
@@ -160,15 +166,12 @@ def _refuse_existing(target: Path) -> None:
         raise SpecError(f"{target} exists; name a folder that does not, or remove it.")
 
 
-def _tensors(reader: hf.Reader) -> Iterator[tuple[str, Tensor]]:
-    """Those of a Hugging Face folder, one at a time."""
-    for name in reader.inventory():
+def _tensors(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """These of a Hugging Face folder, one at a time."""
+    reader = hf.Reader(folder)
+    for name in names:
         yield name, reader.whole(name)
         reader.release()
-
-
-def _digests(reader: hf.Reader) -> dict[str, Digest]:
-    return {name: Digest.of(tensor) for name, tensor in _tensors(reader)}
 
 
 def _elements(digest: Digest) -> int:

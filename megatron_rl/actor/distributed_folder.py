@@ -1,6 +1,7 @@
 """A Megatron distributed checkpoint of weights: written chunk by chunk, read box by box, never whole in memory."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
 from math import prod
@@ -30,8 +31,11 @@ from torch.distributed.checkpoint.planner import (
     WriteItem,
     WriteItemType,
 )
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.serialization import get_crc32_options, set_crc32_options
 
 from megatron_rl.actor import trust
+from megatron_rl.actor.side_by_side import side_by_side
 from megatron_rl.reshard.layout import Box, volume
 from megatron_rl.reshard.stored import Chunk
 from megatron_rl.spec.schema import SpecError
@@ -50,6 +54,7 @@ def write(
 ) -> None:
     """Writes the folder, and leaves syncing it to the caller; `produce(file, chunk)` is asked for each in its turn.
 
+    Two files are written at a time, so two threads ask.
     ValueError unless the chunks fill every tensor once.
     """
     left: dict[str, int] = {}
@@ -136,7 +141,7 @@ class _Into(LoadPlanner):
 
 
 class _Streamed(SaveShardedStrategy):
-    """Megatron's format by torch's own writer, which is every rank's in turn and gets each tensor when it needs it."""
+    """Megatron's format by torch's own writer, which is every rank's and gets each tensor when it needs it."""
 
     def __init__(self, contents: Contents, produce: Callable[[int, Chunk], Tensor]) -> None:
         super().__init__(backend="torch_dist", version=1)
@@ -157,10 +162,25 @@ class _Streamed(SaveShardedStrategy):
         plans, metadata = DefaultSavePlanner(flatten_state_dict=False).create_global_plan(plans)
         plans = writer.prepare_global_plan(plans)
         writer.set_up_storage_writer(is_coordinator=True)
-        results = []
-        for number, (plan, file) in enumerate(zip(plans, self.contents.files, strict=True)):
-            results.append(writer.write_data(plan, _InTurn(number, file, self.produce)).wait())
+
+        def written(number: int) -> list[WriteResult]:
+            planner = _InTurn(number, self.contents.files[number], self.produce)
+            return writer.write_data(plans[number], planner).wait()
+
+        with _unsummed():
+            results = side_by_side(written, range(len(plans)))
         writer.finish(metadata, results)
+
+
+@contextmanager
+def _unsummed() -> Iterator[None]:
+    """Within, torch's archives get no checksums: nobody reads them, and what matters here has a digest."""
+    summed = get_crc32_options()
+    set_crc32_options(False)
+    try:
+        yield
+    finally:
+        set_crc32_options(summed)
 
 
 class _InTurn(DefaultSavePlanner):

@@ -1,8 +1,10 @@
 """A Hugging Face folder of safetensors: read box by box, written shard by shard, never whole in memory."""
 
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,21 +121,37 @@ class Contents:
 
 def write_shard(folder: Path, shard: Shard, contents: Contents, tensors: Iterator[Tensor]) -> None:
     """One file of the next tensors, in order of `shard.names`; one is held at a time."""
-    header, offsets = _header(shard, contents)
-    path = folder / shard.file
-    with path.open("wb", buffering=0) as file:
-        file.write(header)
+    with writing(folder, shard, contents) as put:
         for name in shard.names:
-            tensor = next(tensors)
-            if (tuple(tensor.shape), tensor.dtype) != (contents.shapes[name], contents.dtype):
-                raise ValueError(
-                    f"{name!r} came as {tuple(tensor.shape)} of {tensor.dtype}, but {path} holds "
-                    f"{contents.shapes[name]} of {contents.dtype}."
-                )
-            file.seek(len(header) + offsets[name])
-            left = memoryview(bytes_of(tensor))
-            while left:
-                left = left[file.write(left) :]
+            put(name, next(tensors))
+
+
+@contextmanager
+def writing(folder: Path, shard: Shard, contents: Contents) -> Iterator[Callable[[str, Tensor], None]]:
+    """Puts tensors of one file where they belong, in any order, from any thread; ValueError where one is left out."""
+    header, offsets = _header(shard, contents)
+    path, missing = folder / shard.file, set(shard.names)
+
+    def put(name: str, tensor: Tensor) -> None:
+        if (tuple(tensor.shape), tensor.dtype) != (contents.shapes[name], contents.dtype):
+            raise ValueError(
+                f"{name!r} came as {tuple(tensor.shape)} of {tensor.dtype}, but {path} holds "
+                f"{contents.shapes[name]} of {contents.dtype}."
+            )
+        _write_at(file.fileno(), memoryview(bytes_of(tensor)), len(header) + offsets[name])
+        missing.remove(name)
+
+    with path.open("wb", buffering=0) as file:
+        _write_at(file.fileno(), memoryview(header), 0)
+        yield put
+    if missing:
+        raise ValueError(f"{path} was not given {min(missing)!r}.")
+
+
+def _write_at(descriptor: int, left: memoryview, at: int) -> None:
+    while left:
+        written = os.pwrite(descriptor, left, at)
+        left, at = left[written:], at + written
 
 
 def bytes_of(tensor: Tensor) -> Any:  # noqa: ANN401  # numpy's array of bytes

@@ -4,7 +4,9 @@ Both are plans carried out for one tensor at a time, so memory holds what one fu
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from threading import Lock, local
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from megatron_rl.actor.distributed_folder import Reader
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.safetensors_folder import DTYPES
 from megatron_rl.actor.safetensors_folder import Reader as HfReader
+from megatron_rl.actor.side_by_side import shares
 from megatron_rl.reshard.engines import huggingface_layout
 from megatron_rl.reshard.layout import Box, Key, Layout, ModelShape, volume
 from megatron_rl.reshard.local import Filled, by_target, slices
@@ -27,48 +30,87 @@ OPTIMIZER = "optimizer."
 
 
 class Fusion:
-    """The chunks that every rank of a cut writes, and what each holds, asked for rank after rank; counts its moves."""
+    """The chunks that every rank of a cut writes, and what each holds; counts its moves.
+
+    A rank's chunks are shared out over files, and each file is asked for by one thread, chunk after chunk.
+    """
 
     def __init__(self, source: HfReader, shape: ModelShape, parallel: Parallel, dtype: torch.dtype) -> None:
         self.source, self.shape, self.dtype = source, shape, dtype
         self.layout = megatron_layout(shape, parallel, modules="transformer_engine")
-        self.files = tuple(tuple(chunks(self.layout, rank, parallel.tp)) for rank in range(parallel.world))
+        of_ranks = [
+            (rank, tuple(file))
+            for rank in range(parallel.world)
+            for file in shares(list(chunks(self.layout, rank, parallel.tp)), lambda chunk: volume(chunk.box))
+        ]
+        self._ranks = tuple(rank for rank, _ in of_ranks)
+        self.files = tuple(file for _, file in of_ranks)
         self.written = self.padding = 0
-        self._rank = -1
-        self._filled: Mapping[Key, Filled] = {}
-        self._used: dict[str, Tensor] = {}
+        self._counting = Lock()
+        self._benches = local()
 
-    def __call__(self, rank: int, chunk: Chunk) -> Tensor:
-        """What the chunk holds, until the next chunk of the same name is asked for: new memory costs as a copy does."""
-        if rank != self._rank:
-            made = plan_rank(huggingface_layout(self.shape), self.layout, rank)
-            self._rank, self._filled = rank, {one.tensor.key: one for one in by_target(made, rank)}
-            self._used.clear()
+    def __call__(self, file: int, chunk: Chunk) -> Tensor:
+        """What the chunk holds, until the same thread asks for the next: new memory costs as much as a copy does."""
+        bench = self._bench(file)
         # What was mapped for the chunk before is let go, or memory would grow to the size of the model.
-        self.source.release()
-        tensor, copies = self._filled[chunk.tensor]
-        target = self._used.get(chunk.name)
-        if target is None or list(target.shape) != extent(chunk.box):
-            target = self._used[chunk.name] = torch.empty(extent(chunk.box), dtype=self.dtype)
+        bench.source.release()
+        tensor, copies = bench.filled[chunk.tensor]
+        target = bench.room(extent(chunk.box), self.dtype)
+        moved, zeroed = 0, 0
         for copy in copies:
             if _inside(copy.target.box, chunk.box):
-                whole = self.source.whole(copy.source.key.name)
+                whole = bench.source.whole(copy.source.key.name)
                 target[slices(_within(copy.target.box, chunk.box))] = whole[slices(copy.source.box)]
-                self.written += copy.elements
+                moved += copy.elements
         for box in tensor.zeros:
             target[slices(_within(box, chunk.box))] = 0
-            self.padding += volume(box)
+            zeroed += volume(box)
+        with self._counting:
+            self.written += moved
+            self.padding += zeroed
         return target
 
+    def _bench(self, file: int) -> "_Bench":
+        """This thread's, laid out for the file's rank."""
+        rank = self._ranks[file]
+        bench: _Bench | None = getattr(self._benches, "bench", None)
+        if bench is None or bench.rank != rank:
+            made = plan_rank(huggingface_layout(self.shape), self.layout, rank)
+            filled = {one.tensor.key: one for one in by_target(made, rank)}
+            bench = self._benches.bench = _Bench(rank, HfReader(self.source.folder), filled)
+        return bench
 
-def unfused(source: Reader, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
-    """Every Hugging Face tensor of a checkpoint, in their order, whatever cut wrote it."""
+
+class _Bench:
+    """Where a thread makes the chunks of one rank."""
+
+    def __init__(self, rank: int, source: HfReader, filled: Mapping[Key, Filled]) -> None:
+        self.rank, self.source, self.filled = rank, source, filled
+        self._memory = torch.empty(0)
+
+    def room(self, size: list[int], dtype: torch.dtype) -> Tensor:
+        """A tensor of this size in memory that is used again."""
+        elements = torch.Size(size).numel()
+        if self._memory.numel() < elements or self._memory.dtype != dtype:
+            self._memory = torch.empty(elements, dtype=dtype)
+        return self._memory[:elements].view(size)
+
+
+def unfused(source: Reader, shape: ModelShape) -> tuple[Iterator[tuple[str, Tensor]], ...]:
+    """Every Hugging Face tensor of a checkpoint, whatever cut wrote it, in streams that threads can read at once."""
     stored, target = _stored_layout(source, shape), huggingface_layout(shape)
     places: dict[Key, list[Chunk]] = defaultdict(list)
     for chunk in chunks(stored, 0, 1):
         places[chunk.tensor].append(chunk)
+    filled = list(by_target(plan_rank(stored, target, 0), 0))
+    return tuple(_unfused(source, places, share) for share in shares(filled, lambda one: prod(one.tensor.shape)))
+
+
+def _unfused(
+    source: Reader, places: Mapping[Key, Sequence[Chunk]], filled: Sequence[Filled]
+) -> Iterator[tuple[str, Tensor]]:
     held, box = None, torch.empty(0)
-    for tensor, copies in by_target(plan_rank(stored, target, 0), 0):
+    for tensor, copies in filled:
         whole: Tensor | None = None
         for copy in copies:
             chunk = next(one for one in places[copy.source.key] if _inside(copy.source.box, one.box))

@@ -28,7 +28,7 @@ def reader(tmp_path):
 def test_query_key_and_value_are_fused_by_heads_and_the_vocabulary_is_padded(reader):
     assert check_source(reader, SHAPE) == torch.float32
     fusion = Fusion(reader, SHAPE, Parallel(), torch.float32)
-    made = {chunk.tensor.name: fusion(0, chunk) for chunk in fusion.files[0]}
+    made = {chunk.tensor.name: fusion(at, chunk).clone() for at, file in enumerate(fusion.files) for chunk in file}
     query, key, value = (reader.whole(f"model.layers.0.self_attn.{name}_proj.weight") for name in "qkv")
     assert torch.equal(made["decoder.layers.0.self_attention.linear_qkv.weight"], torch.cat([query, key, value]))
     embedding = made["embedding.word_embeddings.weight"]
@@ -42,10 +42,14 @@ def test_query_key_and_value_are_fused_by_heads_and_the_vocabulary_is_padded(rea
 def test_gate_and_up_are_chunks_of_their_own(reader):
     fusion = Fusion(reader, SHAPE, Parallel(tp=2), torch.float32)
     gate, up = (reader.whole(f"model.layers.0.mlp.{name}_proj.weight") for name in ("gate", "up"))
-    for rank, file in enumerate(fusion.files):
-        # The second half is made in the memory of the first.
-        halves = [fusion(rank, chunk).clone() for chunk in file if "linear_fc1.weight" in chunk.tensor.name]
-        assert torch.equal(torch.cat(halves), torch.stack([gate[rank], up[rank]]))
+    # The second half is made in the memory of the first.
+    made = [
+        fusion(at, chunk).clone()
+        for at, file in enumerate(fusion.files)
+        for chunk in file
+        if "linear_fc1.weight" in chunk.tensor.name
+    ]
+    assert torch.equal(torch.cat(made), torch.stack([gate[0], up[0], gate[1], up[1]]))
 
 
 def test_a_folder_of_another_shape_is_refused(reader):
