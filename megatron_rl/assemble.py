@@ -191,6 +191,10 @@ def _engine(spec: RunSpec, tokenizer: Tokenizer) -> Engine:
     hf = weights.read_config(folder)
     match settings:
         case Embedded():
+            if describe(hf).shape.experts:
+                raise SpecError(
+                    f"{part.place}: the embedded engine computes no experts, which {folder} has; use 'vllm'."
+                )
             return settings.open(blueprint_of(hf), vocabulary, sampling, dtype)
         case Vllm():
             architecture = describe(hf)

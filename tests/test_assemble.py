@@ -1,6 +1,10 @@
-import pytest
+import shutil
 
-from megatron_rl.assemble import environment, plain_difference, read_ideas
+import pytest
+from transformers import Qwen3MoeConfig
+
+from megatron_rl.assemble import assemble, environment, plain_difference, read_ideas
+from megatron_rl.data.tiny_model import tiny_config
 from megatron_rl.samplers.uniform import Uniform
 from megatron_rl.spec.schema import SpecError
 from tests.test_launch import data, spec  # noqa: F401  # data is a fixture
@@ -37,3 +41,12 @@ def test_the_environment_lists_versions_and_absences():
     found = environment()
     assert found["megatron-core"] == "0.16.1"
     assert all(found.values())
+
+
+def test_an_engine_that_computes_no_experts_is_not_given_any(data, tmp_path):  # noqa: F811
+    folder = tmp_path / "mixture"
+    shutil.copytree(data / "model", folder)
+    sizes = {name: value for name, value in tiny_config().to_dict().items() if name != "model_type"}
+    Qwen3MoeConfig(**sizes, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32).save_pretrained(folder)
+    with pytest.raises(SpecError, match=r"the embedded engine computes no experts, as .*mixture has; use 'vllm'"):
+        assemble(spec(data, tmp_path, f"model.folder={folder}"))
