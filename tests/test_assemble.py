@@ -48,5 +48,5 @@ def test_an_engine_that_computes_no_experts_is_not_given_any(data, tmp_path):  #
     shutil.copytree(data / "model", folder)
     sizes = {name: value for name, value in tiny_config().to_dict().items() if name != "model_type"}
     Qwen3MoeConfig(**sizes, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32).save_pretrained(folder)
-    with pytest.raises(SpecError, match=r"the embedded engine computes no experts, as .*mixture has; use 'vllm'"):
+    with pytest.raises(SpecError, match=r"the embedded engine computes no experts, which .*mixture has; use 'vllm'"):
         assemble(spec(data, tmp_path, f"model.folder={folder}"))
