@@ -41,7 +41,7 @@ KEEPS: Final[dict[str, Keeps]] = {
     "torch": Keeps(norm=2, head_norm=(1, 0), mixed=1, mlp=3, expert=4),
     "reference": Keeps(norm=3, head_norm=(2, 1), mixed=2, mlp=5, expert=6),
 }
-"""`reference` was counted on a CPU, tensor by tensor; the two others follow from what their kernels document."""
+"""`reference` was counted on a CPU, tensor by tensor; the others are reasoned from what kernels save by design."""
 
 
 class Layer(NamedTuple):

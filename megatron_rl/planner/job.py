@@ -98,6 +98,8 @@ class Engines(NamedTuple):
     tp: int
     replicas: int
     rows: int = 256
+    share: float = 0.0
+    """The share of a GPU that a run gives them; 0 leaves them what there is."""
 
     @property
     def gpus(self) -> int:

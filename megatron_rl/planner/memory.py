@@ -49,6 +49,10 @@ class Footprint:
     """Whether engines stand on the actor's GPUs."""
     shared: int
     """What the actor holds of that GPU while engines write."""
+    given: int = 0
+    """What a run's `memory_share` gives an engine; 0 where it says nothing."""
+    whole: int = 0
+    """All memory of the GPU."""
 
     @property
     def cached_tokens(self) -> int:
@@ -69,6 +73,12 @@ class Footprint:
                 f"weights {learning.static.parameters / gib:.1f}, gradients {learning.static.gradients / gib:.1f}, "
                 f"optimizer {learning.static.optimizer / gib:.1f}, activations {kept:.1f}"
             )
+        if self.given > self.whole - self.shared:
+            most = int((self.whole - self.shared) / self.whole * 100) / 100
+            return (
+                f"engines are given {self.given / gib:.1f} GiB beside the actor's {self.shared / gib:.1f}, and a GPU "
+                f"has {self.whole / gib:.1f}; set rollout.vllm.memory_share to at most {max(0.0, most)}"
+            )
         if self.cached_tokens < longest:
             beside = f" beside the actor's {self.shared / gib:.1f}" if self.is_shared else ""
             return (
@@ -85,15 +95,19 @@ def footprint(setup: Setup, choice: Choice, known: Learning | None = None) -> Fo
     shared = 0
     if choice.placement == "colocated":
         shared = fullest.resident if setup.sleeps else fullest.total
-    served = engine_weights(shape, engines)
+    served, whole = engine_weights(shape, engines), int(setup.cluster.gpu.memory_gib * GIB)
+    given = int(engines.share * whole)
+    left = setup.cluster.usable - shared
     return Footprint(
         learning=fullest,
         weights=served,
-        cache=setup.cluster.usable - shared - served,
+        cache=(min(left, given) if given else left) - served,
         token=cache_bytes(shape, engines),
         usable=setup.cluster.usable,
         is_shared=choice.placement == "colocated",
         shared=shared,
+        given=given,
+        whole=whole,
     )
 
 

@@ -46,7 +46,12 @@ def of_run(spec: RunSpec, cluster: Cluster, guess: Guess | None = None) -> tuple
     assert isinstance(actor, ActorSettings), "checked when the configuration was"
     placement: Placement = "split" if spec.settings["cluster"].values["placement"] == "split" else "colocated"
     rollout = spec.choices["rollout"].values
-    engines = Engines(_number(rollout, "tp", 1), _number(rollout, "replicas", 1), _number(rollout, "rows", 256))
+    share = rollout.get("memory_share", 0.0)  # an engine in the driver has no such key
+    assert isinstance(share, float | int), "memory_share was checked to be a number"
+    tp, replicas, rows = (
+        _number(rollout, key, default) for key, default in (("tp", 1), ("replicas", 1), ("rows", 256))
+    )
+    engines = Engines(tp, replicas, rows, float(share))
     needed = actor.world + engines.gpus if placement == "split" else max(actor.world, engines.gpus)
     if needed > cluster.gpus:
         raise SpecError(

@@ -34,7 +34,7 @@ def test_the_file_itself_is_a_model_too_and_every_method_can_be_asked_for(model,
 
 
 def test_a_run_is_predicted_as_it_is_or_searched_around(model, capsys):
-    settings = [f"model.folder={model}", "rollout.vllm.replicas=8", "actor.recompute.granularity=full"]
+    settings = [f"model.folder={model}", "rollout.vllm.memory_share=0.4", "actor.recompute.granularity=full"]
     assert main(["plan", "configs/jspo.yaml", *settings]) == DONE
     own = capsys.readouterr().out.splitlines()
     assert own[-1] == f"sbatch --nodes 1 --gpus-per-node 8 slurm/train.sbatch configs/jspo.yaml {' '.join(settings)}"

@@ -28,12 +28,20 @@ def planned(tmp_path):
 
 def test_a_runs_own_layout_is_what_is_predicted(planned):
     full = "actor.recompute.granularity=full"
-    setup, choice = planned("jspo.yaml", full, "rollout.vllm.replicas=8")
-    assert (choice.actor.tp, choice.actor.dp, choice.engines) == (2, 4, Engines(1, 8))
+    setup, choice = planned("jspo.yaml", full, "rollout.vllm.replicas=8", "rollout.vllm.memory_share=0.4")
+    assert (choice.actor.tp, choice.actor.dp, choice.engines) == (2, 4, Engines(1, 8, 256, 0.4))
     assert (setup.job.rows, setup.job.optimizer_steps, setup.job.scores) == (4096, 8, 1)
     one = predict(setup, choice)
     assert one.memory == footprint(setup, choice)
     assert one.timeline.phases["update"] > 2 * one.timeline.phases["score"]
+
+
+def test_an_engine_gets_what_the_run_gives_it_and_no_more_than_there_is(planned):
+    full = "actor.recompute.granularity=full"
+    small, half = (planned("jspo.yaml", full, f"rollout.vllm.memory_share={share}") for share in (0.3, 0.4))
+    assert predict(*small).memory.cache < predict(*half).memory.cache
+    with pytest.raises(SpecError, match=r"set rollout\.vllm\.memory_share to at most 0\.4"):
+        predict(*planned("jspo.yaml", full, "rollout.vllm.memory_share=0.9"))
 
 
 def test_algorithms_differ_in_what_they_write_and_score(planned):
