@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from megatron_rl.actor.lora import LoraSettings
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.precision import Precision
 from megatron_rl.actor.recipe import OptimizerSettings, UpdateSettings
@@ -28,6 +29,9 @@ class ActorSettings(Parallel):
 
     reference: Literal["none", "device", "host"] = "none"
     """Where the frozen reference policy's weights wait between scores; `none` keeps no such policy."""
+
+    lora: LoraSettings | None = None
+    """Learn low-rank changes instead of the weights; null learns the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

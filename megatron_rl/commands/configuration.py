@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_rl.actor import architecture, fit, precision
+from megatron_rl.actor import architecture, fit, lora, precision
 from megatron_rl.actor.settings import ActorSettings
 from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.spec.files import check_inputs, read_model_config
@@ -37,6 +37,7 @@ def checked(config: Path, settings: Sequence[str], *, has_values: bool = True) -
     try:
         precision.check(actor.precision)
         fit.check(architecture.describe(model), actor)
+        lora.check(actor.lora, architecture.describe(model), actor)
     except (LayoutError, SpecError) as error:
         raise SpecError(f"{config}: {error}") from None
     check_inputs(spec, has_values=has_values)
