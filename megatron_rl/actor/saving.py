@@ -7,16 +7,21 @@ for the boxes its own cut needs. What is not a tensor, the learning rate's posit
 import json
 import queue
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
 
 from megatron_rl.actor import trust
+from megatron_rl.actor.side_by_side import side_by_side
 from megatron_rl.reshard.layout import LayoutError
 
 FORMAT = {
@@ -43,7 +48,8 @@ def save(
     filesystem_async._results_queue = queue.Queue()
     dist.barrier()
     content = {**FORMAT, "optimizers": _optimizers(optimizer)}
-    dist_checkpointing.save(_state(chunks, optimizer, is_loading=False), str(folder), content_metadata=content)
+    state = _state(chunks, optimizer, is_loading=False)
+    dist_checkpointing.save(state, str(folder), _WrittenHere("torch_dist", 1), content_metadata=content)
     if dist.get_rank() == 0:
         write_progress(folder, progress)
     dist.barrier()
@@ -79,6 +85,32 @@ def load(folder: Path, chunks: Sequence[MegatronModule], optimizer: MegatronOpti
 def write_progress(folder: Path, progress: Mapping[str, object]) -> None:
     """What is not a tensor."""
     (folder / PROGRESS).write_text(json.dumps(dict(progress)))
+
+
+class _WrittenHere(TorchDistSaveShardedStrategy):
+    """Megatron's way of writing, but for who writes: it forks a process a file, which a kill would leave for ever."""
+
+    def async_save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: Path) -> AsyncRequest:
+        request = super().async_save(sharded_state_dict, checkpoint_dir)
+        if request.async_fn is None:
+            return request  # another rank writes all that this one holds
+        transforms, _ = request.async_fn.args
+        return request._replace(async_fn=partial(_write, transforms))
+
+
+def _write(transforms: list[object], _rank: int, files: Sequence[object], told: queue.Queue[object]) -> None:
+    """Writes the files side by side, and tells what is in each, or the first error, as Megatron's processes do."""
+
+    def written(number: int) -> object:
+        answers: queue.Queue[tuple[int, object]] = queue.Queue()
+        pending: queue.Queue[int] = queue.Queue()
+        pending.put(number)
+        FileSystemWriterAsync.write_preloaded_data(transforms, number, files[number], answers, pending, use_fsync=True)
+        return answers.get_nowait()[1]
+
+    contents = side_by_side(written, range(len(files)))
+    errors = [content for content in contents if isinstance(content, Exception)]
+    told.put(errors[0] if errors else dict(enumerate(contents)))
 
 
 def _begin(optimizer: MegatronOptimizer) -> None:

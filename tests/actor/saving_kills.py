@@ -1,8 +1,8 @@
 """A program that is killed while it saves, again and again: `python saving_kills.py MODEL ROOT KILLS` prints steps.
 
 Each life is a fork, so that Megatron is imported once: it loads the latest checkpoint, tells its step, and saves step
-after step until it is killed at a random moment. Only the one process is killed, as the system would; what it had
-started to help it write lives on for as long as it likes.
+after step until it is killed at a random moment. Only the one process is killed, as the system would; a process that it
+had started to help it write would live on, hold the output open and be waited for by whoever reads it.
 """
 
 import os
