@@ -1,5 +1,6 @@
 """Joining the ranks of an actor, and leaving them."""
 
+import gc
 from datetime import timedelta
 
 import torch
@@ -53,4 +54,10 @@ def cut(parallel: Parallel, seed: int = 0, timeout_s: float = 1800.0) -> Coordin
 def leave() -> None:
     """Undoes `cut` and `join`: the process may join again, and be cut another way."""
     parallel_state.destroy_model_parallel()
+    # Two that Megatron forgets. A group lives as long as anything names it, and a gloo group is a thread that wakes a
+    # hundred times a second: models that were given it, and are garbage now, go with it.
+    for forgotten in ("_INTRA_PARTIAL_DATA_PARALLEL_GROUP_WITH_CP", "_INTRA_PARTIAL_DATA_PARALLEL_GROUP_WITH_CP_GLOO"):
+        setattr(parallel_state, forgotten, None)
     dist.destroy_process_group()
+    gc.collect()
+    gc.collect()  # the first lets go of models, and with them of hooks on their gradients, which name groups too

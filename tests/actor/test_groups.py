@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -5,6 +7,8 @@ from megatron.core import parallel_state
 from megatron_rl.actor import groups
 from megatron_rl.actor.parallel import Coordinates, Parallel
 from tests import ranks
+from tests.actor.training import actor_of
+from tests.fakes.tiny_models import tiny_folder
 
 
 def standing(cut: dict[str, int]) -> tuple[Coordinates, Coordinates]:
@@ -46,3 +50,23 @@ def joined_twice() -> int:
 
 def test_a_process_that_left_may_join_again():
     assert ranks.run(joined_twice, world=1) == [1]
+
+
+def threads_after_actors(folder: Path) -> list[int]:
+    groups.leave()
+    counted = []
+    for _ in range(3):
+        groups.join_alone()
+        actor_of(folder)
+        groups.leave()
+        counted.append(len(list(Path("/proc/self/task").iterdir())))
+    groups.join_alone()
+    return counted
+
+
+def test_leaving_ends_the_threads_of_every_group_that_an_actor_was_given(tmp_path):
+    folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=1)
+    (counted,) = ranks.run(threads_after_actors, world=1, folder=folder)
+    # A process keeps a few helpers of torch's own once they have started.
+    assert max(counted) - min(counted) <= 2
+    assert max(counted) < 12
