@@ -8,11 +8,11 @@ from megatron_rl.planner.job import Engines, Screen
 from megatron_rl.planner.memory import footprint
 from megatron_rl.planner.run import Guess, of_run
 from megatron_rl.planner.search import predict
-from megatron_rl.spec.load import load
+from megatron_rl.spec.load import SHIPPED, load
 from megatron_rl.spec.schema import SpecError
-from tests.planner.configs import QWEN3_8B
+from tests.planner.configs import MODELS, QWEN3_8B
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = [path for path in sorted(SHIPPED.rglob("*.yaml")) if path.stem not in ("toy", "quickstart")]
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def planned(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(QWEN3_8B))
 
     def run(name: str, *settings: str, nodes: int = 1, guess: Guess | None = None):
-        spec = load(CONFIGS / name, [f"model.folder={tmp_path}", *settings])
+        spec = load(SHIPPED / name, [f"model.folder={tmp_path}", *settings])
         return of_run(spec, Cluster(nodes=nodes), guess)
 
     return run
@@ -62,3 +62,10 @@ def test_too_few_machines_are_refused(planned):
 def test_a_mean_above_the_most_is_refused(planned):
     with pytest.raises(SpecError, match="give a smaller mean"):
         planned("grpo.yaml", guess=Guess(response_tokens=5000))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_configuration_fits_the_one_machine_of_eight_h100_that_it_names(config):
+    named = Path(str(load(config).settings["model"].values["folder"])).name
+    setup, choice = of_run(load(config, [f"model.folder={MODELS / named}"]), Cluster(nodes=1))
+    assert predict(setup, choice).memory.refusal(setup.job.longest) == ""
