@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="WHAT", help="config.json, its folder, or a run's YAML file")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings laid over a YAML file")
     parser.add_argument("--search", action="store_true", help="of a YAML file: other layouts too, not its own alone")
+    parser.add_argument(
+        "--sizes", metavar="FOLDER", help="of a YAML file: config.json of its model, if that is elsewhere"
+    )
     machines = parser.add_argument_group("machines")
     machines.add_argument("--nodes", type=int, default=1)
     machines.add_argument("--gpus-per-node", type=int, default=8)
@@ -63,7 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
     is_run = arguments.model.suffix in (".yaml", ".yml")
     config, settings = str(arguments.model) if is_run else arguments.config, list(arguments.settings)
     if is_run:
-        setup, choice = of_run(load(arguments.model, settings), _cluster(arguments), _guess(arguments))
+        sizes = [f"model.folder={arguments.sizes}"] if arguments.sizes else []
+        setup, choice = of_run(load(arguments.model, [*settings, *sizes]), _cluster(arguments), _guess(arguments))
+    elif arguments.sizes:
+        raise SpecError("--sizes is for a run's YAML file; a model is planned with its own config.json.")
     elif settings:
         raise SpecError(f"'{settings[0]}' is a setting of a run; name its YAML file instead of a model.")
     else:

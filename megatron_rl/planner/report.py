@@ -92,8 +92,8 @@ def overrides(setup: Setup, one: Forecast) -> list[str]:
 
 def memory_share(setup: Setup, one: Forecast) -> float:
     """The most of a GPU's memory that an engine may be given, rounded down to a hundredth."""
-    taken = (one.memory.weights + one.memory.cache) / (setup.cluster.gpu.memory_gib * GIB)
-    return min(MOST_SHARE, int(taken * 100) / 100)
+    left = (one.memory.usable - one.memory.shared) / (setup.cluster.gpu.memory_gib * GIB)
+    return min(MOST_SHARE, int(left * 100) / 100)
 
 
 def sbatch(setup: Setup, config: str, settings: Sequence[str]) -> str:

@@ -42,6 +42,11 @@ def test_a_run_is_predicted_as_it_is_or_searched_around(model, capsys):
     assert "rollout.vllm.memory_share=" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_a_run_is_planned_before_its_model_is_downloaded(model, capsys):
+    assert main(["plan", "configs/rloo.yaml", "--sizes", model]) == DONE
+    assert capsys.readouterr().out.endswith("slurm/train.sbatch configs/rloo.yaml\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -53,6 +58,7 @@ def test_a_run_is_predicted_as_it_is_or_searched_around(model, capsys):
         (["MODEL", "--mean-tokens", "9000"], "give a smaller mean"),
         (["MODEL", "--spread", "-1"], "--spread, --ahead and --judge"),
         (["MODEL", "actor.tp=2"], "is a setting of a run"),
+        (["MODEL", "--sizes", "MODEL"], "--sizes is for a run's YAML file"),
         (["MODEL", "--gpus-per-node", "1"], "nothing fits on 1 x 1 h100"),
     ],
 )
