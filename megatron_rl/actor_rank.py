@@ -63,7 +63,7 @@ class ActorRank:
         """Sends this rank's part; another route than last time means that the engine's processes are new ones."""
         if self._sending is None or self._sending[0] != route.key:
             self._part()
-            self._sending = route.key, route.sending({self.rank: weights.parameters(self.actor.model)})
+            self._sending = route.key, route.sending({self.rank: weights.published(self.actor.model)})
         return self._sending[1].run(version)
 
     def close(self) -> None:

@@ -96,7 +96,7 @@ def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
     engine = _engine(spec, tokenizer)
     judge = _judge(spec)
     critic = _settings(spec, "critic", CriticSettings) if "critic" in ideas.needs else None
-    origin = Origin(folder=model.folder, reference=model.reference, sampling=sampling.law, critic=critic)
+    origin = Origin(folder=model.folder, reference=model.reference, sampling=sampling.law, critic=critic, seed=run.seed)
     cast = _cast(spec, origin, engine)
     telemetry = open_telemetry(
         _settings(spec, "telemetry", TelemetrySettings), folder, spec.plain, piece=_piece(tokenizer)

@@ -63,14 +63,14 @@ def in_this_process(settings: ActorSettings, origin: Origin, seed: int, engine: 
 def in_process_sync(actor: MegatronActor, engine: Engine) -> WeightSync:
     """The actor's parameters into the engine's, by the plan between their layouts."""
     if isinstance(engine, VllmEngine):
-        sync = DeliverySync(engine=engine, parameters={0: weights.parameters(actor.model)})
+        sync = DeliverySync(engine=engine, parameters={0: weights.published(actor.model)})
         engine.expect(source_of(actor.model.architecture.shape, actor.settings), sync.send)
         return sync
     source = weights.layout(actor.model)
     target = huggingface_layout(actor.model.architecture.shape)
     exchange = Exchange(
         plan=plan(source, target, together(source, target)),
-        sources={0: weights.parameters(actor.model)},
+        sources={0: weights.published(actor.model)},
         targets={0: engine.parameters()},
         dtype=engine.decoder.dtype,
     )
@@ -105,7 +105,7 @@ class Apart:
         try:
             placement = self.place(machines.nodes, engine)
             order = ActorOrder(
-                settings=self.settings,
+                settings=_from_anywhere(self.settings),
                 origin=_absolute(self.origin),
                 seed=self.seed,
                 timeout_s=2 * max(self.cluster.start_s, self.cluster.step_s),
@@ -208,6 +208,12 @@ def _check_seats(engine: VllmEngine, placed: Placement) -> None:
         raise SpecError(
             f"the ranks leave GPUs {seats} to vLLM, but it was given {given}; set rollout.vllm.gpus={seats}."
         )
+
+
+def _from_anywhere(settings: ActorSettings) -> ActorSettings:
+    if settings.lora is None or settings.lora.start is None:
+        return settings
+    return replace(settings, lora=replace(settings.lora, start=settings.lora.start.resolve()))
 
 
 def _absolute(origin: Origin) -> Origin:

@@ -1,6 +1,7 @@
 """The model of a Hugging Face config.json, as the chunks of it that this rank holds."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.pipeline_parallel.utils import (
@@ -13,6 +14,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_rl.actor import fit, layer_spec
+from megatron_rl.actor.adapter import Adapter
 from megatron_rl.actor.architecture import Architecture, HfConfig, describe
 from megatron_rl.actor.cpu import device
 from megatron_rl.actor.fused import has_transformer_engine
@@ -22,6 +24,7 @@ from megatron_rl.actor.recompute import KEEP_EVERYTHING, Recompute
 from megatron_rl.actor.recompute import check as check_recompute
 from megatron_rl.actor.rope import frequencies
 from megatron_rl.actor.transformer_config import transformer_config
+from megatron_rl.reshard.layout import Key
 from megatron_rl.reshard.megatron import megatron_vocabulary
 
 
@@ -37,6 +40,8 @@ class Model:
     padded_vocabulary: int
     head: bool = True
     """Whether the last chunk ends in the vocabulary; a critic's ends in a value."""
+    adapters: Mapping[Key, Adapter] = field(default_factory=dict)
+    """What learns beside frozen matrices, by the names of those; none where the weights learn themselves."""
 
     @property
     def token_multiple(self) -> int:

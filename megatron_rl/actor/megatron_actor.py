@@ -1,5 +1,7 @@
 """The policy being trained by Megatron-Core. Every rank calls the same methods with the same arguments."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_rl.actor import groups, vocab_parallel, weights
+from megatron_rl.actor import adapters, groups, vocab_parallel, weights
 from megatron_rl.actor.build import Model, build
 from megatron_rl.actor.learner import Learner
 from megatron_rl.actor.megatron_critic import MegatronCritic
@@ -33,6 +35,8 @@ class Origin:
     """The law rollouts are drawn from, under which every log-probability is meant."""
     critic: CriticSettings | None = None
     """How a critic beside the policy learns; None keeps no critic."""
+    seed: int = 0
+    """What the first changes of LoRA are drawn from."""
 
 
 class MegatronActor(Learner):
@@ -45,6 +49,8 @@ class MegatronActor(Learner):
         model = build(weights.read_config(origin.folder), settings, settings.precision, settings.recompute)
         self.reference = _reference(model, settings, origin)
         weights.load(model, origin.folder)
+        if settings.lora is not None:
+            model = adapters.attached(model, settings.lora, origin.seed)
         self.law = vocab_parallel.Law(
             origin.sampling,
             model.architecture.shape.vocabulary,
@@ -61,14 +67,17 @@ class MegatronActor(Learner):
         """Log-probability of each response token, training state untouched."""
         if policy == "current":
             return self.predict(batch)
-        if self.reference is None:
-            raise SpecError("The reference policy is asked for, but actor.reference is 'none'; set 'device' or 'host'.")
-        with self.reference.inside(self.model):
+        with self._as_reference():
             return self.predict(batch)
 
     def save(self, folder: Path) -> None:
-        """Writes parameters, moments and progress, those of the critic too, readable at any other cut."""
+        """Writes parameters, moments and progress, those of the critic too, readable at any other cut.
+
+        What LoRA learnt is there a second time, as an adapter that PEFT opens.
+        """
         super().save(folder)
+        if self.settings.lora is not None:
+            adapters.export(self.model, folder / "adapter", self.settings.lora, base=self.origin.folder)
         if self.critic is not None:
             self.critic.save(folder / "critic")
 
@@ -83,12 +92,24 @@ class MegatronActor(Learner):
         if dist.is_initialized():
             groups.leave()
 
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        """Within, the model is the reference policy; under LoRA that is the model itself without its changes."""
+        if self.reference is None and (self.origin.reference or not self.model.adapters):
+            raise SpecError("The reference policy is asked for, but actor.reference is 'none'; set 'device' or 'host'.")
+        with adapters.silent(self.model):
+            if self.reference is None:
+                yield
+                return
+            with self.reference.inside(self.model):
+                yield
+
     def _read(self, logits_TV: Tensor, packed: Packed) -> vocab_parallel.Scored:
         return vocab_parallel.score(logits_TV, packed.predictor_R, packed.target_R, self.law)
 
 
 def _reference(model: Model, settings: ActorSettings, origin: Origin) -> Reference | None:
-    if settings.reference == "none":
+    if settings.reference == "none" or (settings.lora and not origin.reference):
         return None
     weights.load(model, origin.reference or origin.folder)
     return Reference.of(model, offload=settings.reference == "host")

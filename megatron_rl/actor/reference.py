@@ -33,8 +33,9 @@ class Reference:
         }
         own = {key: parameter.data for key, parameter in local.items()}
         try:
-            for key, parameter in local.items():
-                parameter.data = self.weights[key].to(parameter.device, non_blocking=True)
+            for key, weight in self.weights.items():
+                parameter = local[key]
+                parameter.data = weight.to(parameter.device, non_blocking=True)
             yield
         finally:
             for key, parameter in local.items():

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rl.actor import safetensors_folder as hf
+from megatron_rl.actor.adapter import Merged
 from megatron_rl.actor.architecture import HfConfig
 from megatron_rl.actor.build import Model
 from megatron_rl.actor.durable import replacing
@@ -16,10 +17,12 @@ from megatron_rl.actor.fused import has_transformer_engine
 from megatron_rl.reshard.bundles import SliceCopy
 from megatron_rl.reshard.engines import huggingface_layout
 from megatron_rl.reshard.layout import Box, Key, Layout
+from megatron_rl.reshard.local import slices
 from megatron_rl.reshard.megatron import megatron_layout
 from megatron_rl.reshard.names import Modules
 from megatron_rl.reshard.placement import together
 from megatron_rl.reshard.plan import plan, plan_rank
+from megatron_rl.reshard.transport import Boxes
 from megatron_rl.spec.schema import SpecError
 
 WRITER = 0
@@ -54,12 +57,20 @@ def layout(model: Model) -> Layout:
 
 
 def parameters(model: Model) -> dict[Key, Tensor]:
-    """This rank's parameters by the names that layouts use."""
+    """This rank's parameters by the names that layouts use, without what stands beside them."""
+    beside = {parameter for adapter in model.adapters.values() for parameter in adapter.parameters()}
     return {
         Key(number, name): parameter.data
         for number, chunk in enumerate(model.chunks)
         for name, parameter in chunk.named_parameters()
+        if parameter not in beside
     }
+
+
+def published(model: Model) -> Mapping[Key, Boxes]:
+    """What engines and folders get: the parameters, each with the change that stands beside it."""
+    plain = parameters(model)
+    return {**plain, **{key: Merged(plain[key], adapter) for key, adapter in model.adapters.items()}}
 
 
 def load(model: Model, folder: Path) -> None:
@@ -101,7 +112,7 @@ def export(model: Model, folder: Path, like: Path, shard_bytes: int = SHARD_BYTE
 
 def _stream(model: Model, target: Layout, contents: hf.Contents) -> Iterator[Tensor]:
     """Each Hugging Face tensor in turn: whole on the writer, an empty one on ranks that only send."""
-    source, local, rank = layout(model), parameters(model), dist.get_rank()
+    source, local, rank = layout(model), published(model), dist.get_rank()
     copies: Mapping[str, list[SliceCopy]] = defaultdict(list)
     for copy in plan(source, target, together(source, target)).copies():
         copies[copy.target.key.name].append(copy)
@@ -109,7 +120,7 @@ def _stream(model: Model, target: Layout, contents: hf.Contents) -> Iterator[Ten
         whole = torch.empty(shape if rank == WRITER else 0, dtype=contents.dtype)
         for copy in copies[name]:
             if copy.sender == rank:
-                box = _at(local[copy.source.key], copy.source.box).to("cpu", contents.dtype).contiguous()
+                box = local[copy.source.key][slices(copy.source.box)].to("cpu", contents.dtype).contiguous()
                 if rank == WRITER:
                     _at(whole, copy.target.box).copy_(box)
                 else:
@@ -122,4 +133,4 @@ def _stream(model: Model, target: Layout, contents: hf.Contents) -> Iterator[Ten
 
 
 def _at(tensor: Tensor, box: Box) -> Tensor:
-    return tensor[tuple(slice(start, stop) for start, stop in box)]
+    return tensor[slices(box)]

@@ -23,7 +23,7 @@ from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.ports import NotFinite, Objective, Policy, Update
 from megatron_rl.reshard.layout import LayoutError
-from megatron_rl.reshard.transport import Exchange, Parameters, SyncReport
+from megatron_rl.reshard.transport import Exchange, Sources, SyncReport
 from megatron_rl.spec.schema import SpecError
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class WeightRoute(Protocol):
     def key(self) -> str:
         """Tells routes apart; an engine whose processes were replaced has another."""
 
-    def sending(self, parameters: Mapping[int, Parameters]) -> Exchange:
+    def sending(self, parameters: Mapping[int, Sources]) -> Exchange:
         """The part of a process that holds these source ranks."""
 
 

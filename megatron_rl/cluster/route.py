@@ -16,7 +16,7 @@ from megatron_rl.reshard.names import Modules
 from megatron_rl.reshard.placement import split
 from megatron_rl.reshard.plan import ReshardPlan, plan
 from megatron_rl.reshard.ring import SharedMemoryWire
-from megatron_rl.reshard.transport import Exchange, Parameters, Wire
+from megatron_rl.reshard.transport import Exchange, Parameters, Sources, Wire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Route:
         )
         return plan(source, target, split(source, target))
 
-    def sending(self, parameters: Mapping[int, Parameters]) -> Exchange:
+    def sending(self, parameters: Mapping[int, Sources]) -> Exchange:
         """The part of the process that holds this source rank."""
         (member,) = parameters
         return Exchange(plan=self.plan, wire=self._wire(member), sources=parameters, dtype=self.dtype)

@@ -21,7 +21,7 @@ from megatron_rl.reshard.names import Modules
 from megatron_rl.reshard.placement import split
 from megatron_rl.reshard.plan import ReshardPlan, plan
 from megatron_rl.reshard.ring import CudaIpcWire, SharedMemoryWire, memory_folder
-from megatron_rl.reshard.transport import Exchange, Parameters, Wire
+from megatron_rl.reshard.transport import Exchange, Parameters, Sources, Wire
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -93,7 +93,7 @@ class Delivery:
         target = vllm_layout(self.source.shape, self.tp, self.replicas)
         return plan(source, target, split(source, target))
 
-    def sending(self, parameters: Mapping[int, Parameters]) -> Exchange:
+    def sending(self, parameters: Mapping[int, Sources]) -> Exchange:
         """The part of the process that holds these source ranks."""
         return Exchange(
             plan=self.plan, wire=self._open(), sources=parameters, dtype=DTYPES[self.dtype], verify=self.verify

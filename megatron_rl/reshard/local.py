@@ -55,7 +55,9 @@ def execute_local(plan: ReshardPlan, sources: Mapping[int, Tensors], targets: Ma
         copy_slices(plan.copies(plan.incoming(receiver)), sources, targets)
 
 
-def copy_slices(copies: Iterable[SliceCopy], sources: Mapping[int, Tensors], targets: Mapping[int, Tensors]) -> None:
+def copy_slices(
+    copies: Iterable[SliceCopy], sources: Mapping[int, Mapping[Key, Readable]], targets: Mapping[int, Tensors]
+) -> None:
     """Writes these copies, by sender and receiver."""
     for sender, receiver, source, target, _ in copies:
         copy(sources[sender][source.key], source.box, targets[receiver][target.key], target.box)

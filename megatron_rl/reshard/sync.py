@@ -8,7 +8,7 @@ from typing import Protocol
 
 from megatron_rl.reshard.delivery import Delivery
 from megatron_rl.reshard.digest import TransferError
-from megatron_rl.reshard.transport import Exchange, Parameters, SyncReport
+from megatron_rl.reshard.transport import Exchange, Sources, SyncReport
 
 
 @dataclass(kw_only=True)
@@ -51,7 +51,7 @@ class DeliverySync:
     """A `WeightSync`: this process holds all source ranks and sends while the engine's workers receive."""
 
     engine: Receiving
-    parameters: Mapping[int, Parameters]
+    parameters: Mapping[int, Sources]
     reports: list[SyncReport] = field(default_factory=list)
     _sending: tuple[Delivery, Exchange] | None = None
 

@@ -16,11 +16,21 @@ from megatron_rl.reshard.bound import missing_by_gpu
 from megatron_rl.reshard.buckets import Bucket, Pair, pairs_of, schedule
 from megatron_rl.reshard.digest import HEADER_BYTES, Header, Verify, check, digest, fingerprint
 from megatron_rl.reshard.layout import Key, LayoutError
-from megatron_rl.reshard.local import copy_slices, fill_padding, slices
+from megatron_rl.reshard.local import Slices, copy_slices, fill_padding, slices
 from megatron_rl.reshard.plan import ReshardPlan
 
 Parameters = Mapping[Key, Tensor]
 """The tensors of one rank, written in place."""
+
+
+class Boxes(Protocol):
+    """What a source is read from: a tensor, or what computes a part of one when it is asked for that part."""
+
+    def __getitem__(self, slices: Slices, /) -> Tensor: ...
+
+
+Sources = Mapping[Key, Boxes]
+"""The tensors of one rank, only read."""
 
 
 class Wire(Protocol):
@@ -94,7 +104,7 @@ class Exchange:
     """None where every rank is in this process."""
     near: Wire | None = None
     """For ranks that share a GPU, where those have a better one."""
-    sources: Mapping[int, Parameters] = field(default_factory=dict)
+    sources: Mapping[int, Sources] = field(default_factory=dict)
     targets: Mapping[int, Parameters] = field(default_factory=dict)
     dtype: torch.dtype
     """What travels; a tensor of another type is converted on the way out and in."""

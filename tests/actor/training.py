@@ -26,7 +26,7 @@ EVERYTHING = Clipped(kl=0.1, kl_estimator="k3+", entropy=0.01, truncate=2.0)
 def actor_of(folder: Path, **choices: Any) -> MegatronActor:
     """A float32 actor on the ranks that have joined; `choices` are its settings, with some shorter names."""
     tokens, packed = choices.pop("tokens", 40), choices.pop("packed", True)
-    sampling = choices.pop("sampling", Sampling())
+    sampling, origin = choices.pop("sampling", Sampling()), choices.pop("origin", {})
     # With a smaller eps, Adam's first steps blow up the rounding of gradients that are zero but for it.
     optimizer = {"learning_rate": LearningRate(peak=1e-3), "eps": 1e-6, **choices.pop("optimizer", {})}
     update = {"microbatch_tokens": tokens, **choices.pop("update", {})}
@@ -37,7 +37,7 @@ def actor_of(folder: Path, **choices: Any) -> MegatronActor:
     )
     if not parallel_state.model_parallel_is_initialized():
         groups.cut(settings)
-    actor = MegatronActor(settings, Origin(folder=folder, sampling=sampling))
+    actor = MegatronActor(settings, Origin(folder=folder, sampling=sampling, **origin))
     actor.limits = replace(actor.limits, packed=packed)
     return actor
 

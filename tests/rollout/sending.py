@@ -16,7 +16,7 @@ from tests.fakes.rollouts import rollouts
 def send_learn_send(folder: Path, export: Path, plain: dict[str, Any], steps: int, **choices: Any) -> dict[str, float]:
     """Version 0 is the folder's weights, version 1 those after `steps` optimizer steps, which `export` then holds."""
     actor, delivery, rank = actor_of(folder, **choices), Delivery.of_plain(plain), dist.get_rank()
-    exchange = delivery.sending({rank: weights.parameters(actor.model)})
+    exchange = delivery.sending({rank: weights.published(actor.model)})
     exchange.run(0)
     for step in range(steps):
         actor.update(rollouts(seed=step), EVERYTHING)
