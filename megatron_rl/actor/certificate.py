@@ -66,11 +66,14 @@ class Certificate:
         if not path.is_file():
             raise SpecError(f"{path} does not exist; only what was converted has a certificate.")
         content = read_json(path)
-        tensors = {
-            name: Digest(tuple(entry["shape"]), entry["dtype"], entry["sha256"])
-            for name, entry in content.pop("tensors").items()
-        }
-        return Certificate(**content, tensors=tensors)
+        try:
+            tensors = {
+                name: Digest(tuple(entry["shape"]), entry["dtype"], entry["sha256"])
+                for name, entry in content.pop("tensors").items()
+            }
+            return Certificate(**content, tensors=tensors)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SpecError(f"{path} is no certificate ({error}); convert the checkpoint again.") from None
 
     def check(self, folder: Path, *streams: Iterable[tuple[str, Tensor]]) -> None:
         """ValueError, naming the first that differs, unless the streams, read side by side, are exactly its tensors."""

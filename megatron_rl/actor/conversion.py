@@ -5,6 +5,7 @@ its name: a target that exists is whole and right.
 """
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -59,6 +60,7 @@ def to_megatron(source: Path, target: Path, parallel: Parallel) -> Certificate:
         )
         made.write(aside)
         verify(aside)
+        _refuse_existing(target)
     return made
 
 
@@ -94,6 +96,7 @@ def to_huggingface(source: Path, target: Path, like: Path | None = None, shard_b
         )
         made.write(aside)
         verify(aside)
+        _refuse_existing(target)
     return made
 
 
@@ -162,7 +165,7 @@ def _architecture(folder: Path, parallel: Parallel | None = None) -> Architectur
 
 
 def _refuse_existing(target: Path) -> None:
-    if target.exists():
+    if os.path.lexists(target):
         raise SpecError(f"{target} exists; name a folder that does not, or remove it.")
 
 

@@ -1,5 +1,6 @@
 """Folders that are whole and on disk before they have their name, and what puts them there."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
+
+from megatron_rl.spec.schema import SpecError
 
 PAUSE_S = 0.1
 """Between two looks of `flushing` at its folder."""
@@ -18,24 +21,45 @@ def replacing(folder: Path) -> Iterator[Path]:
 
     It vanishes otherwise; a process that dies leaves it aside, under a name that nothing reads, to the next one.
     """
+    folder = Path(os.path.abspath(folder))  # a name that ends in ".." has no neighbours
     aside, old = (folder.with_name(f".{folder.name}.{role}") for role in ("writing", "old"))
-    if old.exists() and not folder.exists():
-        old.rename(folder)  # a process died between the two renames below
-    for leftover in (aside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    aside.mkdir(parents=True)
+    with _alone_in(aside, folder):
+        if old.exists() and not folder.exists():
+            old.rename(folder)  # a process died between the two renames below
+        shutil.rmtree(old, ignore_errors=True)
+        try:
+            with flushing(aside):
+                yield aside
+            sync_tree(aside)
+            if folder.exists():
+                folder.rename(old)
+            aside.rename(folder)
+        except BaseException:
+            shutil.rmtree(aside)
+            raise
+        sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _alone_in(aside: Path, folder: Path) -> Iterator[None]:
+    """The empty folder aside, which no other process writes; SpecError where one does."""
+    aside.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(aside, os.O_RDONLY)
     try:
-        with flushing(aside):
-            yield aside
-        sync_tree(aside)
-    except BaseException:
-        shutil.rmtree(aside)
-        raise
-    if folder.exists():
-        folder.rename(old)
-    aside.rename(folder)
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Where the other one ended while we asked, what was opened has its name by now, or none.
+            is_ours = os.path.samestat(os.fstat(descriptor), os.stat(aside))
+        except (BlockingIOError, FileNotFoundError):
+            is_ours = False
+        if not is_ours:
+            raise SpecError(f"another process is writing {folder}; wait for it, or name another folder.")
+        for leftover in aside.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

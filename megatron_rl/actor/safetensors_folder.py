@@ -18,6 +18,8 @@ from megatron_rl.spec.schema import SpecError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+"""How the names of files of weights end, of this format and of others."""
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -38,7 +40,13 @@ class Reader:
 
     def inventory(self) -> dict[str, Entry]:
         """Every tensor, from the headers alone."""
-        found = {}
+        found: dict[str, Entry] = {}
+        for file in dict.fromkeys(self._file_of.values()):
+            held = self._open(file).keys()
+            if extra := sorted(name for name in held if self._file_of.get(name) != file):
+                raise SpecError(
+                    f"{file} has {extra[0]!r}, of which {self.folder / INDEX} does not know; fetch it again."
+                )
         for name, file in self._file_of.items():
             opened = self._open(file)
             if name not in opened.keys():  # noqa: SIM118  # safetensors' file is no mapping
@@ -128,7 +136,10 @@ def write_shard(folder: Path, shard: Shard, contents: Contents, tensors: Iterato
 
 @contextmanager
 def writing(folder: Path, shard: Shard, contents: Contents) -> Iterator[Callable[[str, Tensor], None]]:
-    """Puts tensors of one file where they belong, in any order, from any thread; ValueError where one is left out."""
+    """Puts tensors of one file where they belong, in any order, from any thread; ValueError where one is left out.
+
+    The head comes last: until then nobody can open the file, whatever kills this process.
+    """
     header, offsets = _header(shard, contents)
     path, missing = folder / shard.file, set(shard.names)
 
@@ -142,10 +153,10 @@ def writing(folder: Path, shard: Shard, contents: Contents) -> Iterator[Callable
         missing.remove(name)
 
     with path.open("wb", buffering=0) as file:
-        _write_at(file.fileno(), memoryview(header), 0)
         yield put
-    if missing:
-        raise ValueError(f"{path} was not given {min(missing)!r}.")
+        if missing:
+            raise ValueError(f"{path} was not given {min(missing)!r}.")
+        _write_at(file.fileno(), memoryview(header), 0)
 
 
 def _write_at(descriptor: int, left: memoryview, at: int) -> None:
@@ -183,14 +194,16 @@ def write_index(folder: Path, contents: Contents, shards: Sequence[Shard]) -> No
 def copy_companions(source: Path, target: Path) -> None:
     """config.json, tokenizer and whatever else of the source folder is not weights."""
     for path in sorted(source.iterdir()):
-        if path.is_file() and not path.name.startswith("model") and path.suffix not in (".safetensors", ".bin", ".pt"):
+        if path.is_file() and path.suffix not in WEIGHTS and not path.name.endswith(".index.json"):
             shutil.copyfile(path, target / path.name)
 
 
 def _files_by_tensor(folder: Path) -> dict[str, Path]:
     index = folder / INDEX
     if index.exists():
-        weight_map: dict[str, str] = read_json(index).get("weight_map", {})
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise SpecError(f"{index} should say under weight_map which file has each tensor; fetch it again.")
         return {name: folder / file for name, file in weight_map.items()}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -198,7 +211,10 @@ def _files_by_tensor(folder: Path) -> dict[str, Path]:
     names: dict[str, Path] = {}
     for file in files:
         with _opened(file) as opened:
-            names.update(dict.fromkeys(opened.keys(), file))
+            for name in opened.keys():  # noqa: SIM118  # safetensors' file is no mapping
+                if name in names:
+                    raise SpecError(f"{folder} has {name!r} in {names[name].name} and in {file.name}; remove one.")
+                names[name] = file
     return names
 
 

@@ -52,3 +52,10 @@ def test_a_difference_is_named(tmp_path, tensors, reason):
 def test_an_element_written_twice_or_not_at_all_is_said(tmp_path):
     with pytest.raises(ValueError, match="9 elements were written, but the model has 8"):
         dataclasses.replace(CERTIFICATE, written=9).check(tmp_path, TENSORS.items())
+
+
+@pytest.mark.parametrize("content", ["{}", '{"tensors": []}', '{"tensors": {"a": {"shape": [1]}}}'])
+def test_what_is_no_certificate_is_refused_with_its_name(tmp_path, content):
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(SpecError, match=rf"{FILE} is no certificate .*; convert the checkpoint again"):
+        Certificate.read(tmp_path)

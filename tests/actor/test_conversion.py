@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from megatron_rl.actor import conversion
+from megatron_rl.actor.certificate import Certificate
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.safetensors_folder import INDEX, SINGLE
 from megatron_rl.reshard.layout import LayoutError
@@ -269,3 +270,17 @@ def test_a_kill_at_any_moment_leaves_no_target_or_a_whole_one(folders, tmp_path)
             conversion.to_megatron(folders["llama", False], target, Parallel())
             assert not aside.exists()
     assert killed
+
+
+def test_what_another_made_meanwhile_is_left_to_them(folders, tmp_path, monkeypatch):
+    target, verified = tmp_path / "target", conversion.verify
+
+    def verify_while_another_writes(folder: Path) -> Certificate:
+        target.mkdir()
+        (target / "precious").write_text("theirs")
+        return verified(folder)
+
+    monkeypatch.setattr(conversion, "verify", verify_while_another_writes)
+    with pytest.raises(SpecError, match="exists; name a folder that does not"):
+        conversion.to_megatron(folders["llama", False], target, Parallel())
+    assert (target / "precious").read_text() == "theirs"

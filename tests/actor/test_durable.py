@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from megatron_rl.actor import durable
 from megatron_rl.actor.durable import flushing, replacing
 from megatron_rl.actor.safetensors_folder import SINGLE
+from megatron_rl.spec.schema import SpecError
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
@@ -76,3 +77,20 @@ def test_an_error_of_the_disk_is_raised_and_leaves_nothing(tmp_path, monkeypatch
     with pytest.raises(OSError, match="Input/output"):
         write()
     assert not list(tmp_path.iterdir())
+
+
+def test_two_who_write_the_same_folder_do_not_meet(tmp_path):
+    folder = tmp_path / "model"
+    with replacing(folder) as aside:
+        (aside / "mine").write_text("1")
+        with pytest.raises(SpecError, match=r"another process is writing .*model; wait for it"), replacing(folder):
+            pass
+        assert (aside / "mine").exists()
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_nothing_aside(tmp_path):
+    (tmp_path / "model").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError), replacing(tmp_path / "model") as aside:  # whatever the system says
+        (aside / "mine").write_text("1")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -4,7 +4,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_rl.actor.safetensors_folder import INDEX, SINGLE, Contents, Reader, Shard, write_index
+from megatron_rl.actor.safetensors_folder import (
+    INDEX,
+    SINGLE,
+    Contents,
+    Reader,
+    Shard,
+    copy_companions,
+    write_index,
+    writing,
+)
 from megatron_rl.spec.schema import SpecError
 
 
@@ -34,3 +43,48 @@ def test_shards_keep_order_and_size_and_one_needs_no_index(tmp_path):
     index = json.loads((tmp_path / INDEX).read_text())
     assert index["metadata"]["total_size"] == 60
     assert index["weight_map"]["c"] == "model-00002-of-00003.safetensors"
+
+
+def test_a_file_cannot_be_opened_before_all_of_it_is_there(tmp_path):
+    contents = Contents(shapes={"a": (2,), "b": (2,)}, dtype=torch.float32)
+    (shard,) = contents.shards(1000)
+    with writing(tmp_path, shard, contents) as put:
+        put("b", torch.ones(2))
+        with pytest.raises(SpecError, match="damaged or incomplete"):
+            Reader(tmp_path)
+        put("a", torch.zeros(2))
+    assert Reader(tmp_path).whole("b").tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match="was not given 'a'"), writing(tmp_path, shard, contents) as put:
+        put("b", torch.ones(2))
+
+
+def test_a_name_in_two_files_or_outside_of_the_index_is_refused(tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / SINGLE)
+    save_file({"a": torch.zeros(1)}, tmp_path / "zz.safetensors")
+    with pytest.raises(SpecError, match=r"has 'a' in model.safetensors and in zz.safetensors; remove one"):
+        Reader(tmp_path)
+    save_file({"b": torch.zeros(1)}, tmp_path / "zz.safetensors")
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": SINGLE}}))
+    assert list(Reader(tmp_path).inventory()) == ["a"]
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": SINGLE, "c": "zz.safetensors"}}))
+    with pytest.raises(SpecError, match=r"zz.safetensors has 'b', of which .* does not know"):
+        Reader(tmp_path).inventory()
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": []}))
+    with pytest.raises(SpecError, match="should say under weight_map which file has each tensor"):
+        Reader(tmp_path)
+
+
+def test_code_and_cards_come_along_and_weights_of_other_formats_do_not(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    for name in (
+        "config.json",
+        "modeling_own.py",
+        "model_card.md",
+        "consolidated.00.pth",
+        "pytorch_model.bin.index.json",
+    ):
+        (source / name).write_text("{}")
+    copy_companions(source, target)
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "model_card.md", "modeling_own.py"]
