@@ -82,7 +82,7 @@ def weights(source: Layout, target: Layout, item_bytes: int) -> str:
 def memory(shape: ModelShape, actor: ActorSettings) -> str:
     """Bytes of the fullest rank that do not depend on the batch."""
     held = max((static(shape, actor, stage) for stage in range(actor.pp)), key=sum)
-    copies = 2 if actor.reference == "device" else 1
+    copies = 2 if actor.reference == "device" and actor.lora is None else 1
     parts = {
         "parameters": copies * held.parameters,
         "gradients": held.gradients,

@@ -32,7 +32,7 @@ def said():
 
 @pytest.fixture
 def resident(monkeypatch, said):
-    monkeypatch.setattr(actor_rank.weights, "parameters", lambda model: f"weights of {model}")
+    monkeypatch.setattr(actor_rank.weights, "published", lambda model: f"weights of {model}")
     return ActorRank(3, SimpleNamespace(model="a", close=lambda: said.append("actor closed")))
 
 

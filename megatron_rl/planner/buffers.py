@@ -3,7 +3,7 @@
 Its buffers hold the tensors in reverse order of registration, each at a multiple of 64 elements, and end at a multiple
 of 128 and of the data ranks, among which the distributed optimizer shares them out. One chunk has one buffer, and a
 second for experts that are dealt over ranks. With `optimizer.overlap` the first stage cuts its buffer into more
-buckets, each of which may end in some more padding than is counted here.
+buckets, each of which may end in some more padding than is counted here. Under LoRA the buffers hold the changes alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import lru_cache
 from math import lcm, prod
 from typing import Final, NamedTuple
 
+from megatron_rl.actor.lora import LoraSettings
 from megatron_rl.actor.recipe import UpdateSettings
 from megatron_rl.actor.recompute import KEEP_EVERYTHING
 from megatron_rl.actor.settings import ActorSettings
@@ -114,6 +115,8 @@ def static(shape: ModelShape, actor: ActorSettings, stage: int, rank: int | None
 def _static(shape: ModelShape, actor: ActorSettings, stage: int, rank: int | None) -> Static:
     total = Static(0, 0, 0)
     for position in range(stage, actor.pp * actor.vpp, actor.pp):
+        if actor.lora is not None:
+            total += Static(_item(actor) * sum(one.elements for one in weights(shape, actor, position)), 0, 0)
         if rank is None and actor.optimizer.distributed:
             for extent in extents(shape, actor, position):
                 total += _bytes(actor, extent.size, extent.most)
@@ -129,6 +132,11 @@ def _static(shape: ModelShape, actor: ActorSettings, stage: int, rank: int | Non
 
 def extents(shape: ModelShape, actor: ActorSettings, position: int) -> Iterator[Extent]:
     """The sizes of the buffers of a chunk, without going through every expert of every layer."""
+    replicas = actor.dp * actor.cp
+    if actor.lora is not None:
+        own = [one.elements for one in changes(shape, actor, actor.lora, position)]
+        yield Extent.of([_Sum(one, _up(one, TENSOR_MULTIPLE)) for one in own], [], replicas)
+        return
     chunks = actor.chunk_layers(shape.layers)
     first = sum(chunks[:position])
     ends = _ends(shape, actor, position)
@@ -137,7 +145,6 @@ def extents(shape: ModelShape, actor: ActorSettings, position: int) -> Iterator[
         _sums(shape, shape.is_sparse(layer), actor.tp, actor.ep) for layer in range(first, first + chunks[position])
     ]
     dense, dealt = [sums[0] for sums in layers], [sums[1] for sums in layers]
-    replicas = actor.dp * actor.cp
     shared = [weight.elements for weight in ends if weight.is_shared]
     yield Extent.of([*dense, *(_Sum(one, _up(one, TENSOR_MULTIPLE)) for one in loose)], shared, replicas)
     if any(one.elements for one in dealt):
@@ -146,7 +153,8 @@ def extents(shape: ModelShape, actor: ActorSettings, position: int) -> Iterator[
 
 def buffers(shape: ModelShape, actor: ActorSettings, position: int) -> Iterator[Buffer]:
     """Of the `position`-th chunk in model order; an expert buffer is shared by the ranks that hold the same experts."""
-    every = tuple(weights(shape, actor, position))
+    learning = weights(shape, actor, position) if actor.lora is None else changes(shape, actor, actor.lora, position)
+    every = tuple(learning)
     distributed = actor.optimizer.distributed
     replicas = actor.dp * actor.cp
     for is_dealt, ranks in ((False, replicas), (True, actor.tp * replicas // actor.ep)):
@@ -167,6 +175,22 @@ def weights(shape: ModelShape, actor: ActorSettings, position: int) -> Iterator[
     yield from ends[len(before) :]
 
 
+def changes(shape: ModelShape, actor: ActorSettings, lora: LoraSettings, position: int) -> Iterator[Weight]:
+    """The factors of LoRA that stand in a chunk."""
+    chunks = actor.chunk_layers(shape.layers)
+    first = sum(chunks[:position])
+    for layer in range(first, first + chunks[position]):
+        for row in shape.rows(layer):
+            targets = [name for name in row.hf if name.split(".")[-2] in lora.targets and name.endswith(".weight")]
+            if targets and "{expert}" not in row.local:
+                outputs, inputs = sum(shape.hf_shape(name)[0] for name in row.hf), shape.hf_shape(row.hf[0])[1]
+                outputs, inputs = (
+                    (outputs, inputs // actor.tp) if row.cut is Cut.COLUMNS else (outputs // actor.tp, inputs)
+                )
+                yield Weight(len(targets) * lora.rank * inputs)
+                yield Weight(outputs * lora.rank)
+
+
 def _ends(shape: ModelShape, actor: ActorSettings, position: int) -> tuple[Weight, ...]:
     """Embedding, last norm and head, as far as the chunk has them."""
     chunks = actor.pp * actor.vpp
@@ -181,10 +205,14 @@ def _bytes(actor: ActorSettings, size: int, own: int) -> Static:
     """Of a buffer of this size, on a rank that keeps the state of `own` elements."""
     is_float32 = actor.precision.compute == "fp32"
     return Static(
-        parameters=size * (4 if is_float32 else 2),
+        parameters=size * _item(actor),
         gradients=size * GRADIENT_BYTES,
         optimizer=own * (MOMENTS_BYTES + (0 if is_float32 else MAIN_BYTES)),
     )
+
+
+def _item(actor: ActorSettings) -> int:
+    return 4 if actor.precision.compute == "fp32" else 2
 
 
 @lru_cache(maxsize=512)

@@ -121,12 +121,14 @@ def fullest_of(setup: Setup, actor: ActorSettings) -> Learning:
 def learning(setup: Setup, actor: ActorSettings, stage: int) -> Learning:
     """What a rank of this pipeline stage holds while it learns."""
     own = static(setup.architecture.shape, actor, stage)
+    # A critic learns all its weights, whatever the policy learns.
+    whole = static(setup.architecture.shape, replace(actor, lora=None), stage)
     kept = activations(setup.architecture, actor, stage, microbatches(setup, actor), setup.kernels)
     return Learning(
         stage=stage,
         static=own,
-        reference=own.parameters if actor.reference == "device" else 0,
-        critic=sum(own) if setup.job.has_critic else 0,
+        reference=own.parameters if actor.reference == "device" and actor.lora is None else 0,
+        critic=sum(whole) if setup.job.has_critic else 0,
         activations=kept,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_rl.actor.architecture import describe
+from megatron_rl.actor.lora import LoraSettings
 from megatron_rl.actor.precision import Precision
 from megatron_rl.actor.recipe import OptimizerSettings
 from megatron_rl.actor.settings import ActorSettings
@@ -26,6 +27,8 @@ LAYOUTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("qwen3", {"dp": 2, "compute": "bf16", "distributed": False}),
     ("llama", {"tp": 2, "pp": 2, "compute": "bf16"}),
     ("llama", {"pp": 2, "vpp": 2, "dp": 2}),
+    ("qwen2", {"tp": 2, "dp": 2, "lora": LoraSettings(rank=3, alpha=1.0)}),
+    ("qwen3", {"pp": 2, "dp": 2, "tied": True, "compute": "bf16", "lora": LoraSettings(rank=4, alpha=1.0)}),
     ("qwen3_moe", {"tp": 2, "dp": 2, "ep": 2}),
     ("qwen3_moe", {"dp": 4, "ep": 2}),
     ("qwen3_moe", {"tp": 2, "dp": 2, "compute": "bf16"}),
