@@ -141,6 +141,11 @@ def check_source(source: HfReader, shape: ModelShape) -> torch.dtype:
 def check_stored(source: Reader, shape: ModelShape) -> torch.dtype:
     """The one type of a checkpoint's weights; SpecError unless they are those of the shape, no more and no less."""
     found = {name: entry for name, entry in source.tensors.items() if not name.startswith(OPTIMIZER)}
+    if any("_adapter." in name for name in found):
+        raise SpecError(
+            f"{source.folder} was learnt with LoRA, so its weights are those of before; merge what was learnt into the "
+            f"folder that it began with: python tools/merge_lora.py BASE {source.folder / 'adapter'} TARGET"
+        )
     wanted = {chunk.name: chunk.shape for chunk in chunks(_stored_layout(source, shape), 0, 1)}
     _compare(str(source.folder), {name: tuple(entry.size) for name, entry in found.items()}, wanted)
     kinds = {entry.properties.dtype for entry in found.values()}

@@ -10,8 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from megatron_rl.actor import weights
 from megatron_rl.actor.lora import LoraSettings
+from megatron_rl.reshard.engines import huggingface_layout
+from megatron_rl.reshard.placement import together
+from megatron_rl.reshard.plan import plan
+from megatron_rl.reshard.transport import Exchange
 from tests.actor.forwarding import logits
-from tests.actor.training import EVERYTHING, actor_of
+from tests.actor.training import EVERYTHING, actor_of, contents
 from tests.fakes.rollouts import rollouts
 
 RANK, ALPHA = 4, 6.0
@@ -56,6 +60,29 @@ def started(folder: Path, adapter: Path, exported: Path, targets: tuple[str, ...
     actor.save(exported.with_name(f"{exported.name}-saved"))
     with torch.no_grad():
         return logits(actor.model, TOKENS, LENGTHS)
+
+
+def sent(folder: Path, adapter: Path, exported: Path) -> list[list[str]]:
+    """Before and after an update, the tensors of which a plan carries other bits than an export writes."""
+    actor = actor_of(folder, lora=LoraSettings(rank=RANK, alpha=ALPHA, start=adapter))
+    source, target = weights.layout(actor.model), huggingface_layout(actor.model.architecture.shape)
+    received = {tensor.key: torch.zeros(tensor.shape) for tensor in target.tensors(0)}
+    exchange = Exchange(
+        plan=plan(source, target, together(source, target)),
+        sources={0: weights.published(actor.model)},
+        targets={0: received},
+        dtype=torch.float32,
+    )
+    differing = []
+    for version in range(2):
+        exchange.run(version)
+        weights.export(actor.model, exported, like=folder)
+        written = contents(exported)
+        differing.append(
+            [key.name for key, tensor in received.items() if not np.array_equal(tensor, written[key.name])]
+        )
+        actor.update(BATCHES[version], EVERYTHING)
+    return differing
 
 
 def learnt(folder: Path, exported: Path, **choices: Any) -> dict[str, Any]:

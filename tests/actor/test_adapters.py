@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_rl.actor.conversion import to_huggingface
 from megatron_rl.actor.lora import PROJECTIONS
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.precision import Precision
 from megatron_rl.actor.recompute import Recompute
+from megatron_rl.spec.schema import SpecError
 from tests import ranks
-from tests.actor.adapting import learnt, pass_on, peft_adapter, peft_logits, plain_logits, started, stop_and_go
+from tests.actor.adapting import learnt, pass_on, peft_adapter, peft_logits, plain_logits, sent, started, stop_and_go
 from tests.actor.saving_programs import compare
 from tests.actor.training import contents, distance
 from tests.fakes.tiny_models import tiny_folder
@@ -45,6 +47,20 @@ def test_an_adapter_of_peft_means_here_what_it_means_there(folder, tmp_path, cut
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert np.array_equal(peft_logits(folder, saved), expected_TV)
+
+
+def test_a_conversion_would_lose_what_was_learnt_and_says_how_not_to(folder, tmp_path):
+    peft_adapter(folder, tmp_path / "adapter", ("q_proj",))
+    places = {"adapter": tmp_path / "adapter", "exported": tmp_path / "merged", "targets": ("q_proj",)}
+    ranks.run(started, world=1, folder=folder, **places)
+    with pytest.raises(SpecError, match=r"learnt with LoRA.*tools/merge_lora\.py BASE .*merged-saved/adapter TARGET"):
+        to_huggingface(tmp_path / "merged-saved", tmp_path / "converted", like=folder)
+
+
+def test_an_engine_gets_the_merged_weights_and_new_ones_after_each_update(folder, tmp_path):
+    peft_adapter(folder, tmp_path / "adapter", PROJECTIONS)
+    (differing,) = ranks.run(sent, world=1, folder=folder, adapter=tmp_path / "adapter", exported=tmp_path / "merged")
+    assert differing == [[], []]
 
 
 def test_attention_beside_experts_can_be_changed(tmp_path):
