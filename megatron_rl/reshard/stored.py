@@ -2,17 +2,23 @@
 
     decoder.layers.3.mlp.linear_fc2.weight of rank 1 of 2  is  decoder.layers.mlp.linear_fc2.weight[3:4, :, 48:96]
 
+Layers of a model with experts differ, so each keeps its own tensors, and its experts are what is stacked:
+
+    decoder.layers.3.mlp.experts.linear_fc2.weight5  is  decoder.layers.3.mlp.experts.experts.linear_fc2.weight[5:6]
+
 A rank writes chunks of these tensors; who later asks for other boxes finds them in whatever chunks there are.
 """
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from megatron_rl.reshard.layout import Block, Box, Key, Layout, LayoutError, ModelShape, whole
-from megatron_rl.reshard.names import ATTENTION, EMBEDDING, FAMILIES, FINAL_NORM, HEAD, MLP, Cut
+from megatron_rl.reshard.layout import Block, Box, Key, Layout, ModelShape, whole
+from megatron_rl.reshard.names import ATTENTION, EMBEDDING, FAMILIES, FINAL_NORM, HEAD, MLP, Cut, Row
 
 _LAYERS = "decoder.layers."
-_ROWS = (EMBEDDING, FINAL_NORM, HEAD, *(row for table in FAMILIES.values() for row in table.dense))
+_EXPERT = re.compile(r"mlp\.experts\.(linear_fc[12])\.weight(\d+)")
+_ROWS = (EMBEDDING, FINAL_NORM, HEAD, *(row for table in FAMILIES.values() for row in (*table.dense, *table.sparse)))
 _CUTS = {row.transformer_engine: row.cut for row in _ROWS}
 
 
@@ -30,36 +36,63 @@ class Chunk(NamedTuple):
 def chunks(layout: Layout, rank: int, tp: int) -> Iterator[Chunk]:
     """What this rank writes; what all tensor-parallel ranks hold alike is written by the first of them.
 
-    The layout is one of Megatron's, of Transformer Engine's names and without replicas.
+    The layout is one of Megatron's, of Transformer Engine's names, without replicas and with no expert dealt.
     """
-    if layout.shape.experts:
-        raise LayoutError(f"{layout.shape.family} has experts, which checkpoints are not converted with.")
     for block in layout.shards[layout.ranks[rank]].blocks:
         for short, tensor in zip(block.template, block.tensors(), strict=True):
             # A tied head that stands on a stage of its own is the embedding once more.
             if not (layout.shape.tied and short.name == HEAD.transformer_engine):
-                size, places = _places(_CUTS[short.name], short.shape, rank % tp, tp)
+                cut = _CUTS[re.sub(r"weight\d+$", "weight{expert}", short.name)]
+                size, places = _places(cut, short.shape, rank % tp, tp)
                 for at, box in places:
                     yield _stacked(layout.shape, block, Chunk(short.name, size, at, tensor.key, box))
 
 
 def objects(shape: ModelShape) -> tuple[str, ...]:
     """What a checkpoint holds besides tensors: a state for each linear layer, empty unless it computes in FP8."""
-    linear = {row.transformer_engine.rpartition(".")[0] for row in (*ATTENTION, *MLP)}
+    if not shape.experts:
+        return tuple(
+            f"{_LAYERS}{name}._extra_state/shard_{layer}_{shape.layers}"
+            for layer in range(shape.layers)
+            for name in _linear(*ATTENTION, *MLP)
+        )
     return tuple(
-        f"{_LAYERS}{name}._extra_state/shard_{layer}_{shape.layers}"
+        f"{_LAYERS}{layer}.{name}._extra_state/{shard}"
         for layer in range(shape.layers)
-        for name in sorted(linear)
+        for name, shard in _states(shape, layer)
     )
 
 
+def _states(shape: ModelShape, layer: int) -> Iterator[tuple[str, str]]:
+    """Linear layers of a layer of a mixture, and which share of how many each state is."""
+    sparse = shape.is_sparse(layer)
+    for name in _linear(*ATTENTION) if sparse else _linear(*ATTENTION, *MLP):
+        yield name, "shard_0_1"
+    if sparse:
+        for name in ("linear_fc1", "linear_fc2"):
+            for expert in range(shape.experts):
+                yield f"mlp.experts.experts.{name}", f"shard_{expert}_{shape.experts}"
+
+
+def _linear(*rows: Row) -> list[str]:
+    return sorted({row.transformer_engine.rpartition(".")[0] for row in rows})
+
+
 def _stacked(shape: ModelShape, block: Block, chunk: Chunk) -> Chunk:
-    """The chunk in the plane of its layer, where it is of one."""
+    """The chunk in the plane of its layer or of its expert, where it is of one."""
     if not block.local_prefix:
         return chunk
     layer = int(block.hf_prefix.split(".")[2])
-    plane: Box = ((layer, layer + 1),)
-    return chunk._replace(name=_LAYERS + chunk.name, shape=(shape.layers, *chunk.shape), at=plane + chunk.at)
+    if not shape.experts:
+        return _in_plane(chunk, _LAYERS + chunk.name, layer, shape.layers)
+    expert = _EXPERT.fullmatch(chunk.name)
+    if expert is None:
+        return chunk._replace(name=f"{_LAYERS}{layer}.{chunk.name}")
+    return _in_plane(chunk, f"{_LAYERS}{layer}.mlp.experts.experts.{expert[1]}.weight", int(expert[2]), shape.experts)
+
+
+def _in_plane(chunk: Chunk, name: str, plane: int, planes: int) -> Chunk:
+    return chunk._replace(name=name, shape=(planes, *chunk.shape), at=((plane, plane + 1), *chunk.at))
 
 
 def _places(cut: Cut, size: tuple[int, ...], rank: int, tp: int) -> tuple[tuple[int, ...], tuple[tuple[Box, Box], ...]]:

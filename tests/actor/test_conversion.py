@@ -87,10 +87,11 @@ def test_an_actor_of_any_cut_loads_what_was_converted_for_another(folders, tmp_p
         assert ranks.run(differing_after_load, world, **case) == [[]] * world
 
 
-def test_what_an_actor_saved_is_exported_without_its_optimizer_and_opens_in_transformers(folders, tmp_path):
-    source, saved, back, twin = folders["qwen2", False], *(tmp_path / name for name in ("saved", "back", "twin"))
-    cut = {"tp": 2, "pp": 2}
-    ranks.run(save_and_export, 4, folder=source, to=saved, exported=twin, parallel=cut)
+@pytest.mark.parametrize(("family", "cut"), [("qwen2", {"tp": 2, "pp": 2}), ("qwen3_moe", {"tp": 2, "ep": 2})])
+def test_what_an_actor_saved_is_exported_without_its_optimizer_and_opens_in_transformers(tmp_path, family, cut):
+    source, saved, back, twin = (tmp_path / name for name in ("source", "saved", "back", "twin"))
+    tiny_folder(source, family, num_hidden_layers=4)
+    ranks.run(save_and_export, Parallel(**cut).world, folder=source, to=saved, exported=twin, parallel=cut)
     made = conversion.to_huggingface(saved, back, like=source, shard_bytes=SHARD_BYTES)
     assert made.written == made.elements
     assert (back / "model.safetensors.index.json").exists()
@@ -225,11 +226,16 @@ def test_a_full_disk_is_said_in_its_own_words_and_leaves_nothing(folders, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-def test_a_model_with_experts_is_refused_in_a_sentence(tmp_path):
+@pytest.mark.parametrize("number", range(3))
+def test_experts_come_back_byte_for_byte_and_an_actor_that_deals_them_loads_them(tmp_path, number):
+    parallel, cut = ((FEW[0], {"dp": 2, "ep": 2}), (FEW[1], {"tp": 2, "ep": 2}), (FEW[3], {"tp": 2, "pp": 2}))[number]
     source = tiny_folder(tmp_path / "source", "qwen3_moe")
-    with pytest.raises(LayoutError, match="has experts, which checkpoints are not converted with"):
-        conversion.to_megatron(source, tmp_path / "target", Parallel())
-    assert not (tmp_path / "target").exists()
+    assert_round_trip(source, tmp_path / "room", parallel)
+    other = tiny_folder(tmp_path / "other", "qwen3_moe", seed=1)
+    conversion.to_megatron(source, tmp_path / "converted", parallel)
+    world = Parallel(**cut).world
+    case = {"folder": source, "other": other, "converted": tmp_path / "converted", "parallel": cut}
+    assert ranks.run(differing_after_load, world, **case) == [[]] * world
 
 
 def test_what_exists_is_left_alone_and_what_cannot_be_is_said(folders, tmp_path):

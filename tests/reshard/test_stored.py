@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from megatron_rl.actor.parallel import Parallel
-from megatron_rl.reshard.layout import Key, LayoutError, ModelShape
+from megatron_rl.reshard.layout import Key, ModelShape
 from megatron_rl.reshard.local import slices
 from megatron_rl.reshard.megatron import megatron_layout
 from megatron_rl.reshard.stored import Chunk, chunks, objects
@@ -18,10 +18,11 @@ def every_chunk(shape: ModelShape, parallel: Parallel) -> list[Chunk]:
     return [chunk for rank in range(parallel.world) for chunk in chunks(layout, rank, parallel.tp)]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_moe"])
 def test_the_chunks_of_any_cut_fill_the_same_tensors_once(family):
+    experts = {"experts": 3, "expert_ffn": 8, "dense_layers": (1,)} if family == "qwen3_moe" else {}
     for tied, (tp, pp, vpp) in product((False, True), ((1, 1, 1), (2, 2, 1), (4, 2, 2), (1, 4, 1))):
-        shape = ModelShape(family=family, tied=tied, **SIZES)
+        shape = ModelShape(family=family, tied=tied, **SIZES, **experts)
         whole = {chunk.name: chunk.shape for chunk in every_chunk(shape, Parallel())}
         counts = {name: np.zeros(size, int) for name, size in whole.items()}
         for chunk in every_chunk(shape, Parallel(tp=tp, pp=pp, vpp=vpp)):
@@ -57,7 +58,19 @@ def test_every_linear_layer_has_an_object():
     assert "decoder.layers.mlp.linear_fc2._extra_state/shard_3_4" in named
 
 
-def test_experts_are_refused():
-    shape = ModelShape(family="qwen3_moe", experts=4, expert_ffn=8, **SIZES)
-    with pytest.raises(LayoutError, match="qwen3_moe has experts, which checkpoints are not converted with"):
-        every_chunk(shape, Parallel())
+def test_experts_are_stacked_in_a_layer_of_their_own_and_have_states_of_their_own():
+    shape = ModelShape(family="qwen3_moe", experts=3, expert_ffn=8, dense_layers=(1,), **SIZES)
+    found = {chunk.name: chunk.shape for chunk in every_chunk(shape, Parallel())}
+    assert found["decoder.layers.0.mlp.experts.experts.linear_fc1.weight"] == (3, 16, 12)
+    assert found["decoder.layers.0.mlp.router.weight"] == (3, 12)
+    assert found["decoder.layers.1.mlp.linear_fc1.weight"] == (16, 12)
+    (last,) = [
+        chunk
+        for chunk in every_chunk(shape, Parallel(pp=2))
+        if chunk.name == "decoder.layers.3.mlp.experts.experts.linear_fc2.weight" and chunk.at[0] == (2, 3)
+    ]
+    assert last.tensor == Key(0, "decoder.layers.1.mlp.experts.linear_fc2.weight2")
+    named = objects(shape)
+    assert "decoder.layers.2.mlp.experts.experts.linear_fc1._extra_state/shard_2_3" in named
+    assert "decoder.layers.1.mlp.linear_fc2._extra_state/shard_0_1" in named
+    assert len(named) == len(set(named)) == 4 * 2 + 2 + 3 * 2 * 3
