@@ -11,7 +11,13 @@ from megatron_rl.cli import COMMANDS
 from megatron_rl.spec.load import load
 
 HOME = Path(__file__).parents[1]
-PAGES = [*sorted((HOME / "docs").glob("*.md")), HOME / "README.md", HOME / "CONTRIBUTING.md", HOME / "SECURITY.md"]
+PAGES = [
+    *sorted((HOME / "docs").glob("*.md")),
+    *sorted((HOME / "examples").glob("*/README.md")),
+    HOME / "README.md",
+    HOME / "CONTRIBUTING.md",
+    HOME / "SECURITY.md",
+]
 MADE = {"docs/reference.md"}
 """Pages that a command writes."""
 FENCES = [

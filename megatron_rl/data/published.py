@@ -158,6 +158,7 @@ PUBLISHED: Final[Mapping[str, PublishedSet | PreparedSet | EitherSet]] = {
         kept=("source", "problem_type", "uuid"),
     ),
     "deepscaler": PublishedSet(source="agentica-org/DeepScaleR-Preview-Dataset", answer=_FIELD_OR_BOX),
+    "open_rs": PublishedSet(source="knoveleng/open-rs", answer=_FIELD_OR_BOX, kept=("level",)),
     "knights": PublishedSet(
         source="K-and-K/knights-and-knaves",
         problem=("quiz",),

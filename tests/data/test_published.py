@@ -35,6 +35,7 @@ ROWS = {
     "dapo17k": (VERL_ROW | {"prompt": user("Solve Q"), "reward_model": {"ground_truth": "34"}}, "Solve Q", "34"),
     "numina": ({"source": "amc", "problem": "Q", "solution": r"\boxed{5}", "messages": user("Q")}, "Q" + BOXED, "5"),
     "deepscaler": ({"problem": "Q", "answer": "-2", "solution": "long"}, "Q" + BOXED, "-2"),
+    "open_rs": ({"problem": "Q", "solution": r"So \boxed{7}.", "level": "Hard"}, "Q" + BOXED, "7"),
     "knights": (KNIGHTS, QUIZ + SENTENCE, "Al is a knight, and Bo is a knave."),
     "knights_jspo": ({"question": QUIZ, "answer": "Al is a knight."}, QUIZ + SENTENCE, "Al is a knight."),
     "amc23": ({"id": 0, "question": "Q", "answer": 27.0, "url": "u"}, "Q" + BOXED, "27"),
