@@ -13,7 +13,8 @@ import io
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -74,14 +75,14 @@ def written() -> dict[Path, str]:
     for page in pages():
         planned = {one.command: one for one in recipes(page)}
         rows += [one.row for one in planned.values()]
-        texts[page] = PLAN.sub(lambda found, known=planned: _block(known[found[1]]), page.read_text(encoding="utf-8"))
+        texts[page] = PLAN.sub(partial(_block, planned), page.read_text(encoding="utf-8"))
     table = TABLE.read_text(encoding="utf-8")
     texts[TABLE] = ROWS.sub(lambda found: found[1] + HEAD + "\n".join(rows) + "\n" + found[2], table)
     return texts
 
 
-def _block(one: Recipe) -> str:
-    return f"    megatron-rl {one.command}\n\n```text\n{one.printed}```\n"
+def _block(planned: Mapping[str, Recipe], found: re.Match[str]) -> str:
+    return f"    megatron-rl {found[1]}\n\n```text\n{planned[found[1]].printed}```\n"
 
 
 def main() -> int:
