@@ -3,7 +3,7 @@
     checkpoints/step_000010/{actor/, memory/, manifest.json}    checkpoints/latest
 
 Everything is written aside, flushed to disk, listed with its SHA-256 in the manifest, renamed into place, and only then
-does `latest` name it. A process killed at any moment leaves the previous checkpoint loadable.
+does `latest` name it, with the seal of its manifest. A process killed at any moment leaves a checkpoint loadable.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from megatron_rl.ports import Actor
 
 _PARTIAL = ".partial_"
 _CHUNK_BYTES = 1 << 22
+_NAME = re.compile(r"step_(\d{6,})(?:_(\d+))?")
 
 
 class CheckpointError(ValueError):
@@ -47,31 +50,44 @@ def save(root: Path, step: int, actor: Actor, memory: Memory, facts: Mapping[str
     try:
         actor.save(partial / "actor")
         write_memory(memory, partial / "memory")
-        manifest: dict[str, object] = {"step": step, "facts": dict(facts), "files": _digests(partial)}
-        manifest["seal"] = _seal(manifest)
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+        files = _digests(partial, _names(partial))
+        manifest: dict[str, object] = {"step": step, "facts": json.loads(json.dumps(dict(facts))), "files": files}
+        seal = _seal(manifest)
+        (partial / "manifest.json").write_text(_rendered(manifest | {"seal": seal}))
         _flush_tree(partial)
         partial.rename(final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _flush(root)
-    _switch(root / "latest", final.name)
-    for superseded in set(root.glob(f"step_{step:06d}*")) - {final}:
-        shutil.rmtree(superseded)
+    _switch(root / "latest", final.name, seal)
+    for other in _folders(root):
+        if _order(other)[0] == step and other != final:
+            shutil.rmtree(other)
     return Saved(folder=final, step=step, facts=facts)
 
 
 def latest(root: Path) -> Path | None:
-    """The folder `latest` names, or None where nothing has been saved yet."""
-    pointer = root / "latest"
+    """The folder `latest` names, or None where nothing has been saved yet.
+
+    A first save killed before `latest` was written, or a lost `latest`, leaves whole folders that nothing names: then
+    the newest is meant, since a run that began again would end in their being pruned.
+    """
+    pointer, there = root / "latest", _folders(root)
     if not pointer.exists():
-        return None
-    name = pointer.read_text().strip()
-    if not name or "/" in name or not (root / name).is_dir():
-        there = sorted(path.name for path in root.glob("step_*"))
-        raise CheckpointError(f"{pointer} names '{name}', which is not a checkpoint here; found {there}")
-    return root / name
+        whole = [folder for folder in there if (folder / "manifest.json").exists()]
+        if there and not whole:
+            names = [folder.name for folder in there]
+            raise CheckpointError(f"{pointer} is missing, and none of {names} beside it is whole; there is no resuming")
+        return whole[-1] if whole else None
+    named = _text(pointer, f"{pointer} is damaged")
+    for folder in there:
+        if named.startswith(f"{folder.name} ") and named == _pointer(folder.name, str(_manifest(folder)["seal"])):
+            return folder
+    raise CheckpointError(
+        f"{pointer} is damaged or names a checkpoint that is not here: it says {named!r}, and there are "
+        f"{[folder.name for folder in there]}; remove it to go on from the newest"
+    )
 
 
 def load(folder: Path, actor: Actor) -> tuple[Saved, Memory]:
@@ -84,9 +100,9 @@ def load(folder: Path, actor: Actor) -> tuple[Saved, Memory]:
 
 def verify(folder: Path) -> Saved:
     """Reads every byte and compares with the manifest. Raises naming the first file that differs."""
+    present = set(_names(folder)) - {"manifest.json"}
     manifest = _manifest(folder)
     listed: dict[str, dict[str, object]] = manifest["files"]
-    present = {str(path.relative_to(folder)) for path in _files(folder)} - {"manifest.json"}
     for name in sorted(listed.keys() - present):
         raise CheckpointError(
             f"checkpoint {folder} lacks the file '{name}' that its manifest lists; it cannot be resumed from"
@@ -107,7 +123,7 @@ def verify(folder: Path) -> Saved:
 def prune(root: Path, keep: int) -> list[Path]:
     """Removes all but the newest `keep` checkpoints; never the one `latest` names. Returns what was removed."""
     current = latest(root)
-    folders = sorted(path for path in root.glob("step_*") if path.is_dir())
+    folders = _folders(root)
     removed = [path for path in folders[: max(0, len(folders) - keep)] if path != current]
     for path in removed:
         shutil.rmtree(path)
@@ -124,48 +140,87 @@ def _free_name(root: Path, step: int) -> Path:
     )
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
+def _folders(root: Path) -> list[Path]:
+    """What has been saved, oldest first."""
+    return sorted((path for path in root.glob("step_*") if _NAME.fullmatch(path.name) and path.is_dir()), key=_order)
+
+
+def _order(folder: Path) -> tuple[int, int]:
+    """The step, and which of its saves: names alone would put the millionth step before the second."""
+    found = _NAME.fullmatch(folder.name)
+    assert found is not None, "only folders named by `save` are put in order"
+    return int(found[1]), int(found[2] or 1)
+
+
+def _text(path: Path, complaint: str) -> str:
+    """A file of ours. Anything but a plain file is refused unopened: a pipe would be waited for, a link leads away."""
     try:
-        manifest = json.loads(path.read_text())
-        if not (
-            isinstance(manifest["step"], int)
-            and isinstance(manifest["facts"], dict)
-            and isinstance(manifest["files"], dict)
-        ):
-            raise TypeError("'step', 'facts' or 'files' has the wrong type")
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise CheckpointError(f"{complaint} (it is a link, a folder or a device where a file is expected)")
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{complaint} ({error})") from None
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    complaint = f"checkpoint {folder}: 'manifest.json' is damaged"
+    try:
+        text = _text(folder / "manifest.json", complaint)
     except FileNotFoundError:
         raise CheckpointError(
             f"checkpoint {folder} lacks 'manifest.json'; it was never finished or has been damaged"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {folder}: 'manifest.json' is damaged ({error})") from None
-    seal = manifest.pop("seal", None)
-    if seal != _seal(manifest):
-        raise CheckpointError(f"checkpoint {folder}: 'manifest.json' is damaged (its seal does not match its content)")
-    return dict(manifest)
+    try:
+        manifest = dict(json.loads(text))
+        is_typed = type(manifest["step"]) is int and all(type(manifest[name]) is dict for name in ("facts", "files"))
+        if not is_typed or manifest["step"] < 0:
+            raise TypeError("'step', 'facts' or 'files' has the wrong type or is negative")
+        unsealed = {name: value for name, value in manifest.items() if name != "seal"}
+        if manifest.get("seal") != _seal(unsealed) or text != _rendered(manifest):
+            raise ValueError("its seal does not match its content")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{complaint} ({error})") from None
+    return manifest
+
+
+def _rendered(manifest: Mapping[str, object]) -> str:
+    return json.dumps(manifest, indent=1, sort_keys=True)
 
 
 def _seal(manifest: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if not path.is_dir())
+def _names(folder: Path) -> list[str]:
+    """The files of a checkpoint. Links are refused: what they lead to can change while every digest still matches."""
+    found: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        mode, name = path.lstat().st_mode, str(path.relative_to(folder))
+        if stat.S_ISREG(mode):
+            found.append(name)
+        elif not stat.S_ISDIR(mode):
+            raise CheckpointError(
+                f"checkpoint {folder} holds '{name}', which is a link or a device; only files are trusted"
+            )
+    return found
 
 
-def _digests(folder: Path, names: list[str] | None = None) -> dict[str, dict[str, object]]:
-    names = [str(path.relative_to(folder)) for path in _files(folder)] if names is None else names
+def _digests(folder: Path, names: list[str]) -> dict[str, dict[str, object]]:
     with ThreadPoolExecutor() as pool:
         return dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
 
 
 def _digest(path: Path) -> dict[str, object]:
     sha, size = hashlib.sha256(), 0
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            sha.update(chunk)
-            size += len(chunk)
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                sha.update(chunk)
+                size += len(chunk)
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint's file '{path}' cannot be read ({error})") from None
     return {"bytes": size, "sha256": sha.hexdigest()}
 
 
@@ -174,9 +229,14 @@ def _remove_partial(root: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _switch(pointer: Path, name: str) -> None:
+def _pointer(name: str, seal: str) -> str:
+    """What `latest` says. With the seal no damage to it can name another checkpoint unseen."""
+    return f"{name} {seal}\n"
+
+
+def _switch(pointer: Path, name: str, seal: str) -> None:
     aside = pointer.with_name(f"{_PARTIAL}latest")
-    aside.write_text(name)
+    aside.write_text(_pointer(name, seal))
     _flush(aside)
     aside.rename(pointer)
     _flush(pointer.parent)

@@ -47,7 +47,7 @@ def _progress(folder: Path) -> str:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     steps = [int(json.loads(line)["step"]) for line in lines if '"kind": "step"' in line and line.endswith("}")]
     pointer = folder / "checkpoints" / "latest"
-    saved = pointer.read_text().strip() if pointer.is_file() else "none"
+    saved = pointer.read_text(errors="replace").partition(" ")[0] if pointer.is_file() else "none"
     return (
         f"no failure is recorded in {folder}: {max(steps, default=0)} steps are done, the latest checkpoint is {saved}."
     )

@@ -14,7 +14,7 @@ def kill_after(folder: Path, step: int, config: Path, overrides: tuple[str, ...]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen(command, env=environment, start_new_session=True)  # our own command
     latest = folder / "checkpoints" / "latest"
-    while not (latest.exists() and latest.read_text() == f"step_{step:06d}"):
+    while not (latest.exists() and latest.read_text().startswith(f"step_{step:06d} ")):
         assert process.poll() is None, "the run ended before it was killed"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import random
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_rl import checkpoint
 from megatron_rl.checkpoint import CheckpointError, latest, load, prune, save, verify
 
 MEMORY = {"sampler": {"drawn": 7}, "buffer": None}
@@ -29,6 +31,12 @@ class FileActor:
 
 def saved(root: Path, step: int = 1) -> Path:
     return save(root, step, FileActor(), MEMORY, {"layout": "tp2"}).folder
+
+
+def point_at(root: Path, name: str) -> None:
+    """Makes `latest` name this one, as its save did."""
+    seal = json.loads((root / name / "manifest.json").read_text())["seal"]
+    (root / "latest").write_text(f"{name} {seal}\n")
 
 
 def test_what_was_saved_comes_back(tmp_path):
@@ -92,7 +100,7 @@ def test_a_manifest_edited_by_hand_is_refused(tmp_path):
 def test_pruning_keeps_the_newest_and_the_one_latest_names(tmp_path):
     for step in (1, 2, 3, 4):
         saved(tmp_path, step)
-    (tmp_path / "latest").write_text("step_000001")
+    point_at(tmp_path, "step_000001")
     prune(tmp_path, keep=2)
     assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_000001", "step_000003", "step_000004"]
 
@@ -115,6 +123,128 @@ def test_a_pointer_to_nothing_is_refused(tmp_path):
     (tmp_path / "latest").write_text("step_000007")
     with pytest.raises(CheckpointError, match="step_000007"):
         latest(tmp_path)
+
+
+def test_every_flip_of_a_bit_of_latest_is_refused_by_its_name(tmp_path):
+    for step in range(1, 10):
+        saved(tmp_path, step)
+    pointer = tmp_path / "latest"
+    content = pointer.read_bytes()
+    for bit in range(8 * len(content)):
+        pointer.write_bytes((int.from_bytes(content, "little") ^ 1 << bit).to_bytes(len(content), "little"))
+        with pytest.raises(CheckpointError, match=str(pointer)):
+            latest(tmp_path)
+    for length in range(len(content)):
+        pointer.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match=str(pointer)):
+            latest(tmp_path)
+
+
+def test_every_flip_of_a_bit_of_a_manifest_is_refused(tmp_path):
+    folder = save(tmp_path, 1, FileActor(files=1), None, {"named": "caf\u00e9", 10: "ten", 2: "two"}).folder
+    assert verify(folder).facts == {"named": "caf\u00e9", "10": "ten", "2": "two"}
+    manifest = folder / "manifest.json"
+    content = manifest.read_bytes()
+    for bit in range(8 * len(content)):
+        manifest.write_bytes((int.from_bytes(content, "little") ^ 1 << bit).to_bytes(len(content), "little"))
+        with pytest.raises(CheckpointError, match=r"manifest\.json"):
+            verify(folder)
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, lambda pointer: (pointer.unlink(), pointer.symlink_to("gone"))])
+def test_without_latest_the_newest_is_meant_and_no_run_begins_again(tmp_path, lose):
+    for step in (999_999, 1_000_000):
+        saved(tmp_path, step)
+    lose(tmp_path / "latest")
+    (tmp_path / "step_1000001").mkdir()
+    assert latest(tmp_path).name == "step_1000000"
+    assert [path.name for path in prune(tmp_path, keep=2)] == ["step_999999"]
+
+
+def test_a_first_save_killed_before_latest_is_written_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_switch", lambda *_: sys.exit())
+    with pytest.raises(SystemExit):
+        saved(tmp_path, 3)
+    assert load(latest(tmp_path), FileActor())[0].step == 3
+
+
+def test_folders_without_a_whole_one_are_no_fresh_start(tmp_path):
+    (tmp_path / "step_000004").mkdir()
+    with pytest.raises(CheckpointError, match=r"latest is missing, and none of \['step_000004'\]"):
+        latest(tmp_path)
+
+
+def test_saving_a_step_removes_no_other_whose_name_begins_alike(tmp_path):
+    saved(tmp_path, 1_000_000), saved(tmp_path, 100_000)
+    assert len(list(tmp_path.glob("step_*"))) == 2
+
+
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def as_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def as_link(path: Path) -> None:
+    path.symlink_to(path.rename(path.parent.parent.parent / f"moved_{path.name}"))
+
+
+def as_broken_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("gone")
+
+
+def as_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_binary(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe")
+
+
+def as_nest(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+@pytest.mark.parametrize("harm", [as_folder, as_loop, as_link, as_broken_link, as_pipe, as_binary, as_nest])
+@pytest.mark.parametrize("name", ["manifest.json", "actor/deep/part_1.bin", "memory/memory.json"])
+def test_what_is_no_plain_file_of_ours_is_refused_by_name(tmp_path, name, harm):
+    folder = saved(tmp_path / "checkpoints")
+    harm(folder / name)
+    with pytest.raises(CheckpointError, match=Path(name).name) as refusal:
+        verify(folder)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("harm", [as_folder, as_link, as_pipe, as_binary, as_nest])
+def test_a_pointer_that_is_no_plain_file_of_ours_is_refused_by_name(tmp_path, harm):
+    saved(tmp_path / "deep" / "checkpoints")
+    harm(tmp_path / "deep" / "checkpoints" / "latest")
+    with pytest.raises(CheckpointError, match="latest"):
+        latest(tmp_path / "deep" / "checkpoints")
+
+
+def test_a_linked_folder_is_refused_by_name(tmp_path):
+    folder = saved(tmp_path / "checkpoints")
+    (folder / "aside").symlink_to(tmp_path)
+    with pytest.raises(CheckpointError, match="'aside'"):
+        verify(folder)
+
+
+@pytest.mark.parametrize("step", [True, -1, 1.0, "1"])
+def test_a_step_is_a_whole_number_from_zero(tmp_path, step):
+    folder = saved(tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"step": step}
+    manifest.pop("seal")
+    seal = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"seal": seal}, indent=1, sort_keys=True))
+    with pytest.raises(CheckpointError, match="'step'"):
+        verify(folder)
 
 
 KILLS = """

@@ -25,6 +25,6 @@ def test_rows_that_were_skipped_over_are_told(tmp_path):
 def test_without_a_failure_one_hears_how_far_it_came(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"kind": "step", "step": 7}\n{"kind": "step", "st')
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/latest").write_text("step_000005")
-    assert "7 steps are done, the latest checkpoint is step_000005" in first_failure(tmp_path)
+    (tmp_path / "checkpoints/latest").write_text("step_000005 5eal\n")
+    assert "7 steps are done, the latest checkpoint is step_000005." in first_failure(tmp_path)
     assert "0 steps are done" in first_failure(tmp_path / "checkpoints")

@@ -71,7 +71,7 @@ def test_a_run_stopped_and_resumed_is_the_run_that_was_never_stopped(data, tmp_p
 def test_a_run_without_time_for_a_step_says_so_and_one_that_ends_says_nothing(data, tmp_path):
     assert launch.train(spec(data, tmp_path), Budget(ends_at=0.0)) == "out of time"
     assert launch.train(spec(data, tmp_path, "schedule.steps=1"), Budget(ends_at=1e12)) == ""
-    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step_000001"
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text().startswith("step_000001 ")
 
 
 def test_a_folder_begun_with_other_settings_is_not_taken_up(data, tmp_path):

@@ -130,6 +130,16 @@ def test_any_file_of_a_checkpoint_that_is_harmed_is_named_before_a_weight_is_tou
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("harm", [flip, truncate])
+def test_a_harmed_latest_is_named_and_a_lost_one_loses_nothing(whole, tmp_path, harm):
+    root = Path(shutil.copytree(whole.parent, tmp_path / "checkpoints"))
+    harm(root / "latest")
+    with pytest.raises(checkpoint.CheckpointError, match="latest"):
+        checkpoint.latest(root)
+    (root / "latest").unlink()
+    assert checkpoint.latest(root) == root / whole.name
+
+
 def kill(tmp_path: Path, times: int) -> None:
     folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=1)
     program = Path(__file__).with_name("saving_kills.py")
