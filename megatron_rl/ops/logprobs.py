@@ -49,8 +49,9 @@ def sampling_logprobs(logits_TV: Tensor, sampling: Sampling) -> Tensor:
     """
     logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
     if sampling.temperature == 0:
-        first_T1 = logits_TV.argmax(-1, keepdim=True)
-        return torch.full_like(logits_TV, -torch.inf).scatter(-1, first_T1, 0.0)
+        first_T1, top_T1 = logits_TV.argmax(-1, keepdim=True), logits_TV.detach().amax(-1, keepdim=True)
+        # Where logits are not finite nothing is the likeliest: the row is nan, as a softmax would make it.
+        return torch.full_like(logits_TV, -torch.inf).scatter(-1, first_T1, 0.0) + (top_T1 - top_T1)
     logits_TV = logits_TV / sampling.temperature
     if sampling.min_p > 0:
         least_T1 = logits_TV.amax(-1, keepdim=True) + math.log(sampling.min_p)

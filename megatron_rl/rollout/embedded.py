@@ -29,7 +29,14 @@ from megatron_rl.rollout.hf_folder import read_weights
 from megatron_rl.rollout.settings import SamplingSettings
 from megatron_rl.rollout.shift import Shift, fits
 from megatron_rl.rollout.vocabulary import Vocabulary
-from megatron_rl.rollout.writing import Request, read_requests, refuse_unknown, returned
+from megatron_rl.rollout.writing import (
+    Request,
+    end_stopped,
+    read_requests,
+    refuse_unknown,
+    refuse_unscorable,
+    returned,
+)
 
 Progress = Callable[[int, int, int], None]
 """Told requests done, requests asked for, tokens written."""
@@ -100,9 +107,7 @@ class EmbeddedEngine:
         law = sampling or self.sampling
         requests = read_requests(batch, self.max_tokens, self.blueprint.context)
         refuse_unknown(requests, self.blueprint.shape.vocabulary)
-        for request in requests:
-            if not request.finish and self.vocabulary.is_stopped(request.tokens):
-                request.finish = "stop"
+        end_stopped(requests, self.vocabulary)
         self._write(requests, law)
         rollouts = returned(batch, requests, self.version, self.vocabulary)
         if PREFIX in batch and PREFIX_LOGPROBS not in batch and len(batch):
@@ -178,6 +183,7 @@ class EmbeddedEngine:
 
     def _laws(self, batch: Batch, law: Sampling) -> Iterator[tuple[int, Tensor]]:
         """The rows that have a response, each with the laws (N, V) of its tokens."""
+        refuse_unscorable(batch, self.blueprint.context, self.blueprint.shape.vocabulary)
         prompts, responses = batch.ragged(PROMPT_TOKENS), batch.ragged(TOKENS)
         length_B = prompts.length_B + responses.length_B
         order = [row for row in torch.argsort(length_B).tolist() if int(responses.length_B[row])]

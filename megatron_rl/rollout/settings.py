@@ -32,6 +32,10 @@ class SamplingSettings:
     stop: tuple[str, ...] = ()
     """Texts that end a response; what completes one is kept. The model's end token always ends it."""
 
+    def __post_init__(self) -> None:
+        if "" in self.stop:
+            raise ValueError("a stop text is empty, which would end every response at once; leave it out")
+
     @property
     def law(self) -> Sampling:
         return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p)

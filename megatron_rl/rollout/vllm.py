@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le
 from megatron_rl.reshard.digest import Verify
 from megatron_rl.reshard.layout import ModelShape
 from megatron_rl.rollout.settings import SamplingSettings
-from megatron_rl.rollout.vllm_engine import Scale, VllmEngine
+from megatron_rl.rollout.vllm_engine import Scale, VllmEngine, unservable
 from megatron_rl.rollout.vllm_fleet import Fleet, Terms
 from megatron_rl.rollout.vllm_group import CoreOrder, Post
 from megatron_rl.rollout.vllm_wave import Patience
@@ -109,6 +109,8 @@ class Vllm:
                 f"rollout.vllm cannot serve a model with head_dim {model.shape.head_dim} on a CPU, only one of "
                 f"{', '.join(map(str, HEAD_DIMS))}; choose `rollout: embedded` or another model."
             )
+        if why := unservable(sampling.law):
+            raise SpecError(f"sampling.temperature: {why}; choose another or `rollout: embedded`.")
         context = min(model.context, self.context or model.context)
         order = CoreOrder(
             folder=os.path.abspath(model.folder),

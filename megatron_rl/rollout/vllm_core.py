@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vllm import EngineArgs, LLMEngine, RequestOutput, SamplingParams
 from vllm.config import WeightTransferConfig
+from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
@@ -54,24 +56,10 @@ class Core:
         self.is_greedy = law["temperature"] == 0
         refused = []
         for request in requests:
-            params = SamplingParams(
-                **law,
-                seed=request["seed"],
-                max_tokens=request["room"],
-                stop_token_ids=end["tokens"],
-                ignore_eos=True,
-                stop=end["texts"] or None,
-                include_stop_str_in_output=True,
-                detokenize=bool(end["texts"]),
-                logprobs=0,
-                flat_logprobs=True,
-                output_kind=RequestOutputKind.DELTA,
-                stream_interval=INTERVAL,
-            )
             try:
-                self._add(request, params)
+                self._add(request, _params(law, end, request))
                 self.written[request["id"]] = 0
-            except ValueError as error:
+            except (ValueError, VLLMValidationError) as error:
                 refused.append((request["id"], str(error)))
         return refused
 
@@ -89,11 +77,11 @@ class Core:
     def score(self, law: Mapping[str, Any], requests: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[float]]]:
         """Log-probabilities of the tokens of each request from `start` on, in one wave without the prefix cache."""
         self.engine.collective_rpc("score_by", args=(dict(law),))
+        starts = {str(request["id"]): request["start"] for request in requests}
         try:
             params = SamplingParams(
                 max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False, ignore_eos=True, temperature=0.0
             )
-            starts = {str(request["id"]): request["start"] for request in requests}
             for request in requests:
                 self._add(request, params)
             scored = []
@@ -105,6 +93,8 @@ class Core:
                     scored.append((int(output.request_id), whole[starts[output.request_id] :]))
             return scored
         finally:
+            # A request that was refused leaves those before it behind, which the next command would go on with.
+            self.engine.abort_request(list(starts))
             self.engine.collective_rpc("score_by", args=(None,))
 
     def open(self, delivery: Mapping[str, Any], first: int) -> None:
@@ -142,13 +132,35 @@ class Core:
     def _wrote(self, output: RequestOutput) -> Wrote:
         id, (completion,) = int(output.request_id), output.outputs
         tokens, at = list(completion.token_ids), self.written[id]
-        # The law of temperature 0 has one token, of probability one; vLLM tells the model's own.
-        logprobs = [0.0] * len(tokens) if self.is_greedy else list(completion.logprobs.logprobs)[-len(tokens) :]
-        if output.finished:
+        logprobs = list(completion.logprobs.logprobs)[-len(tokens) :] if tokens else []
+        finish = completion.finish_reason or ""
+        if not finish and not all(map(math.isfinite, logprobs)):
+            # The driver fails such a request and will not know it any more, so nothing else may come of it.
+            self.engine.abort_request([output.request_id])
+            finish = "abort"
+        if finish:
             del self.written[id]
         else:
             self.written[id] = at + len(tokens)
-        return Wrote(id, at, tokens, logprobs if tokens else [], completion.finish_reason or "")
+        # The law of temperature 0 has one token, of probability one; vLLM tells the model's own, or nan.
+        return Wrote(id, at, tokens, [each - each for each in logprobs] if self.is_greedy else logprobs, finish)
+
+
+def _params(law: Mapping[str, Any], end: Mapping[str, Any], request: Mapping[str, Any]) -> SamplingParams:
+    return SamplingParams(
+        **law,
+        seed=request["seed"],
+        max_tokens=request["room"],
+        stop_token_ids=end["tokens"],
+        ignore_eos=True,
+        stop=end["texts"] or None,
+        include_stop_str_in_output=True,
+        detokenize=bool(end["texts"]),
+        logprobs=0,
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.DELTA,
+        stream_interval=INTERVAL,
+    )
 
 
 def _arguments(order: CoreOrder) -> dict[str, Any]:
@@ -159,7 +171,8 @@ def _arguments(order: CoreOrder) -> dict[str, Any]:
         "load_format": "dummy",
         "generation_config": "vllm",
         "seed": 0,
-        "max_model_len": order.context,
+        # vLLM reads no prompt without writing a token, so one that fills the context is scored with room for it.
+        "max_model_len": order.context + 1,
         "max_num_seqs": order.rows,
         "tensor_parallel_size": order.tp,
         "enable_prefix_caching": True,
@@ -175,6 +188,6 @@ def _arguments(order: CoreOrder) -> dict[str, Any]:
             "block_size": BLOCK,
             # A prompt read in parts has its seed's generator turned back, which a CPU's generator cannot do.
             "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(PREFILL, order.context),
+            "max_num_batched_tokens": max(PREFILL, order.context + 1),
         }
     return common | {"gpu_memory_utilization": order.memory_share, "enable_sleep_mode": order.may_sleep}

@@ -24,10 +24,20 @@ from megatron_rl.rollout.vllm_fleet import Fleet, Send
 from megatron_rl.rollout.vllm_ledger import Ledger
 from megatron_rl.rollout.vllm_wave import Patience, Wave
 from megatron_rl.rollout.vocabulary import Vocabulary
-from megatron_rl.rollout.writing import read_requests, refuse_unknown, returned
+from megatron_rl.rollout.writing import end_stopped, read_requests, refuse_unknown, refuse_unscorable, returned
 
 COLDEST = 0.01
 """vLLM raises any lower temperature above zero to this one."""
+
+HOTTEST = 2.0
+"""vLLM refuses any higher temperature."""
+
+
+def unservable(law: Sampling) -> str:
+    """Why vLLM cannot draw from this law, empty where it can."""
+    if law.temperature == 0 or COLDEST <= law.temperature <= HOTTEST:
+        return ""
+    return f"vLLM draws at temperature 0 or from {COLDEST} to {HOTTEST}, not at {law.temperature}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +105,7 @@ class VllmEngine:
         law = self._checked(sampling or self.sampling)
         requests = read_requests(batch, self.max_tokens, self.scale.context)
         refuse_unknown(requests, self.scale.vocabulary)
+        end_stopped(requests, self.vocabulary)
         ledger = Ledger(requests=requests, retries=self.scale.retries)
         end = {"tokens": list(self.vocabulary.end), "texts": list(self.vocabulary.stop)}
         self._run(ledger, {"do": "write", "law": asdict(law), "end": end})
@@ -124,8 +135,8 @@ class VllmEngine:
             raise RuntimeError(
                 "the engine has no whole version of the weights; publish one before asking for rollouts."
             )
-        if 0 < law.temperature < COLDEST:
-            raise ValueError(f"vLLM draws at temperature 0 or from {COLDEST} on, not at {law.temperature}.")
+        if why := unservable(law):
+            raise ValueError(f"{why}.")
         return law
 
     def _run(self, ledger: Ledger, command: dict[str, Any]) -> None:
@@ -144,6 +155,7 @@ class VllmEngine:
             self.progress(ledger.done, len(ledger.requests), ledger.tokens)
 
     def _score(self, batch: Batch, law: Sampling) -> Ragged:
+        refuse_unscorable(batch, self.scale.context, self.scale.vocabulary)
         prompts, responses = batch.ragged(PROMPT_TOKENS), batch.ragged(TOKENS)
         length_B = responses.length_B.tolist()
         rows = [row for row, length in enumerate(length_B) if length]

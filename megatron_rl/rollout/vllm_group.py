@@ -64,6 +64,7 @@ class Post:
         quiet = {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the group's own process, and dies with it
             "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # one more than the context, for a token that nobody reads
             "HF_HUB_OFFLINE": "1",
             "TRANSFORMERS_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",

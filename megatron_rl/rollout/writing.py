@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import BUDGET, PREFIX, PREFIX_LOGPROBS, PROMPT_TOKENS, SEED
+from megatron_rl.batch.columns import BUDGET, PREFIX, PREFIX_LOGPROBS, PROMPT_TOKENS, SEED, TOKENS
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.ops.logprobs import Sampling, sampling_logprobs
 from megatron_rl.ops.noise import uniforms
@@ -56,6 +56,11 @@ def read_requests(batch: Batch, max_tokens: int, context: int) -> list[Request]:
         elif room < 1:
             request.finish = "abort"
             request.error = f"the prompt has {len(prompts[row])} tokens, and the model's context is {context}"
+        elif len(request.tokens) > room:
+            request.finish = "abort"
+            request.error = (
+                f"prompt and prefix have {len(request.context)} tokens, and the model's context is {context}"
+            )
         elif len(request.tokens) >= request.budget:
             request.finish = "length"
         requests.append(request)
@@ -70,10 +75,40 @@ def _known(logprobs: Tensor | None, length: int) -> list[float]:
 def refuse_unknown(requests: Sequence[Request], vocabulary: int) -> None:
     """Ends the requests that hold a token which the model has not."""
     for request in requests:
-        unknown = [token for token in request.context if not 0 <= token < vocabulary]
-        if unknown and not request.error:
-            request.finish = "abort"
-            request.error = f"token {unknown[0]} is none of the model's {vocabulary}"
+        why = _unknown(torch.tensor(request.context), vocabulary)
+        if why and not request.error:
+            request.finish, request.error = "abort", why
+
+
+def _unknown(tokens: Tensor, vocabulary: int) -> str:
+    """Says the first token that the model has not, nothing where it has all."""
+    unknown = tokens[(tokens < 0) | (tokens >= vocabulary)].tolist()
+    return f"token {unknown[0]} is none of the model's {vocabulary}" if unknown else ""
+
+
+def end_stopped(requests: Sequence[Request], vocabulary: Vocabulary) -> None:
+    """Ends the requests whose prefix ends the response already, be it with the last token of their budget."""
+    for request in requests:
+        if request.finish in ("", "length") and vocabulary.is_stopped(request.tokens):
+            request.finish = "stop"
+
+
+def refuse_unscorable(batch: Batch, context: int, vocabulary: int) -> None:
+    """ValueError where a row has a response that the model cannot read, naming the row. No response, no question."""
+    prompts, responses = batch.ragged(PROMPT_TOKENS), batch.ragged(TOKENS)
+    for row in range(len(batch)):
+        prompt, response = prompts.row(row), responses.row(row)
+        if not len(response):
+            continue
+        both = torch.cat([prompt, response])
+        if not len(prompt):
+            why = "the prompt is empty"
+        elif len(both) > context:
+            why = f"prompt and response have {len(both)} tokens, and the model's context is {context}"
+        else:
+            why = _unknown(both, vocabulary)
+        if why:
+            raise ValueError(f"row {row} cannot be scored: {why}.")
 
 
 def returned(batch: Batch, requests: Sequence[Request], version: int, vocabulary: Vocabulary) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Protocol
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
@@ -56,6 +58,15 @@ def model_folder(folder: Path, seed: int = 0) -> Path:
     tokenizer = Tokenizer(models.WordLevel({f"<{token}>": token for token in range(VOCABULARY)}, unk_token="<0>"))
     tokenizer.decoder = decoders.Fuse()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<1>").save_pretrained(folder)
+    return folder
+
+
+def broken_folder(folder: Path) -> Path:
+    """The same model with a norm that is not a number."""
+    weights = model_folder(folder) / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.norm.weight"].fill_(math.nan)
+    save_file(tensors, weights, metadata={"format": "pt"})
     return folder
 
 

@@ -22,7 +22,7 @@ from megatron_rl.batch.columns import (
 )
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ports import RolloutEngine
-from tests.contracts.engines import CONTEXT, END, MAX_TOKENS, VOCABULARY, model_folder
+from tests.contracts.engines import CONTEXT, END, MAX_TOKENS, VOCABULARY, broken_folder, model_folder
 from tests.rollout.opening import asked, random_prompts, words
 from tests.rollout.reference_law import expected_logprobs
 
@@ -153,6 +153,19 @@ def test_a_prefix_counts_towards_its_budget_and_gets_log_probabilities_where_it_
     torch.testing.assert_close(resumed[SAMPLER_LOGPROBS].values, engine.score(resumed).values, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("with_logprobs", [True, False])
+def test_a_prefix_that_ends_the_response_is_returned_as_it_is(contestant, with_logprobs):
+    contestant.stop_at([words([33])])
+    prefixes, budgets = [[40, *END], [40, *END], [40, 33], [40, 33], [40, 41]], [9, 2, 9, 2, 2]
+    batch = asked([[5, 6, 7]] * 5, prefixes=prefixes, budgets=budgets)
+    if with_logprobs:
+        batch = batch.with_columns({PREFIX_LOGPROBS: [[-0.5, -0.25]] * 5})
+    rollouts = contestant.engine.generate(batch)
+    assert tokens_of(rollouts) == prefixes
+    assert rollouts.strings(FINISH) == ["stop"] * 4 + ["length"]
+    assert rollouts.strings(STATUS) == ["ok"] * 5
+
+
 def test_a_stop_text_that_spans_tokens_ends_the_response_and_is_kept(contestant, plain):
     row = next(row for row in tokens_of(plain.rollouts) if len(row) > 6)
     place = tokens_of(plain.rollouts).index(row)
@@ -180,6 +193,31 @@ def test_a_score_is_what_generate_said(engine, engine_folder, plain):
     assert largest_differences(scores.rows(), expected) < TOLERANCE
 
 
+def test_a_response_that_fills_the_context_has_a_score(engine, engine_folder):
+    filled = engine.generate(asked([[5] * (CONTEXT - 3), [5, 6]]), Sampling(top_k=50))
+    filled = filled.with_columns({TOKENS: [[9, 8, 7], *tokens_of(filled)[1:]]})
+    expected = expected_logprobs(engine_folder, filled, engine.sampling)
+    assert largest_differences(engine.score(filled).rows(), expected) < TOLERANCE
+    resumed = engine.generate(asked([[5] * (CONTEXT - 3)], prefixes=[[40]], budgets=[9]), Sampling(temperature=0))
+    assert resumed[TOKENS].length_B.tolist() == resumed[SAMPLER_LOGPROBS].length_B.tolist() == [3]
+
+
+UNSCORABLE = [
+    ([5] * 100, [9] * (CONTEXT - 99), f"prompt and response have {CONTEXT + 1} tokens, and the model's context is"),
+    ([5, VOCABULARY], [9], f"token {VOCABULARY} is none of the model's {VOCABULARY}"),
+    ([5], [9, -1], f"token -1 is none of the model's {VOCABULARY}"),
+    ([], [9], "the prompt is empty"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "response", "why"), UNSCORABLE, ids=["long", "prompt", "response", "empty"])
+def test_a_response_that_cannot_be_scored_is_named_by_its_row_and_does_no_harm(engine, plain, prompt, response, why):
+    batch = asked([[5], prompt, [6]]).with_columns({TOKENS: [[9], response, [8]]})
+    with pytest.raises(ValueError, match=f"row 1 cannot be scored: {why}"):
+        engine.score(batch)
+    assert tokens_of(engine.generate(plain.batch)) == tokens_of(plain.rollouts)
+
+
 def test_an_empty_response_has_an_empty_score(engine, plain):
     emptied = plain.rollouts.with_columns({TOKENS: [[], *tokens_of(plain.rollouts)[1:]]})
     scores = engine.score(emptied)
@@ -197,7 +235,7 @@ def test_every_token_and_row_carries_the_version_that_wrote_it(contestant, engin
 
 
 def test_an_empty_batch_comes_back_empty(engine, plain):
-    nothing = plain.batch.where(torch.zeros(20))
+    nothing = plain.batch.where(torch.zeros(20, dtype=torch.bool))
     rollouts = engine.generate(nothing)
     assert len(rollouts) == 0
     assert all(column in rollouts for column in WRITTEN)
@@ -213,6 +251,32 @@ def test_a_request_that_cannot_be_written_fails_alone_and_says_why(engine):
     assert rollouts[TOKENS].length_B.tolist()[1:4] == [0, 0, 0]
     assert rollouts[SAMPLER_LOGPROBS].length_B.tolist()[1:4] == [0, 0, 0]
     assert rollouts.strings(FINISH)[1:4] == ["abort"] * 3
+
+
+@pytest.mark.parametrize("with_logprobs", [True, False])
+def test_a_prefix_that_cannot_be_gone_on_with_fails_alone_and_says_why(engine, with_logprobs):
+    prefixes = [[9], [9] * (CONTEXT - 99), [9] * (CONTEXT - 100), [VOCABULARY]]
+    batch = asked([[5], [5] * 100, [5] * 100, [5]], prefixes=prefixes)
+    if with_logprobs:
+        batch = batch.with_columns({PREFIX_LOGPROBS: [[-0.5] * len(prefix) for prefix in prefixes]})
+    rollouts = engine.generate(batch)
+    assert rollouts.strings(STATUS) == ["ok", "failed", "ok", "failed"]
+    assert (
+        rollouts.strings(ERROR)[1]
+        == f"prompt and prefix have {CONTEXT + 1} tokens, and the model's context is {CONTEXT}"
+    )
+    assert rollouts.strings(ERROR)[3] == f"token {VOCABULARY} is none of the model's {VOCABULARY}"
+    assert rollouts[TOKENS].length_B.tolist()[1:] == [0, CONTEXT - 100, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weights_that_are_not_finite_fail_each_request_by_name(contestant, engine_folder, tmp_path, plain, temperature):
+    contestant.publish(broken_folder(tmp_path), 8)
+    rollouts = contestant.engine.generate(plain.batch, Sampling(temperature=temperature))
+    assert rollouts.strings(STATUS) == ["failed"] * 20
+    assert all("response token 0" in error and "nan" in error for error in rollouts.strings(ERROR))
+    contestant.publish(engine_folder, 9)
+    assert tokens_of(contestant.engine.generate(plain.batch)) == tokens_of(plain.rollouts)
 
 
 def test_progress_ends_at_everything(engine, plain):

@@ -52,6 +52,15 @@ def test_ties_are_settled_the_same_way_every_time():
     assert sampling_logprobs(flat, Sampling(top_k=2)).exp().tolist() == [[0.25] * 4]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_finite_have_no_law(temperature, bad):
+    logits_TV = torch.tensor([[1.0, bad, 0.0], [1.0, 3.0, 2.0]])
+    logprob_TV = sampling_logprobs(logits_TV, Sampling(temperature=temperature))
+    assert bool(logprob_TV[0].isnan().any())
+    assert not bool(logprob_TV[1].isnan().any())
+
+
 def test_low_precision_logits_are_read_in_float32():
     logits_TV = torch.randn(3, 50, dtype=torch.bfloat16)
     assert sampling_logprobs(logits_TV, Sampling()).dtype == torch.float32

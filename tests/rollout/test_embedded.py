@@ -210,9 +210,10 @@ def test_budgets_and_the_context_bound_the_response(folder):
 def test_weights_that_are_not_finite_fail_the_request_by_name(folder):
     engine = open_embedded(folder)
     next(iter(engine.parameters().values())).fill_(math.nan)
-    rollouts = engine.generate(asked([[5, 6]]))
-    assert rollouts[STATUS] == ["failed"]
-    assert "response token 0 is nan" in rollouts[ERROR][0]
+    for temperature in (0.0, 1.0):
+        rollouts = engine.generate(asked([[5, 6]]), Sampling(temperature=temperature))
+        assert rollouts[STATUS] == ["failed"]
+        assert "response token 0 is nan" in rollouts[ERROR][0]
 
 
 def test_a_wave_past_its_deadline_comes_back_as_far_as_it_got(folder):
@@ -232,6 +233,6 @@ def test_progress_is_told(folder):
 
 
 def test_an_empty_batch_comes_back_empty(folder):
-    nothing = open_embedded(folder).generate(asked([[5]]).where(torch.zeros(1)))
+    nothing = open_embedded(folder).generate(asked([[5]]).where(torch.tensor([False])))
     assert len(nothing) == 0
     assert PROMPT_TOKENS in nothing

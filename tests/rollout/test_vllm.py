@@ -54,6 +54,13 @@ def test_settings_that_cannot_be_are_refused(with_vllm):
             Vllm().open(model, Vocabulary(decode=words, end=(1,)), SamplingSettings(), Path("logs"))
 
 
+@pytest.mark.parametrize("temperature", [0.001, 2.5])
+def test_a_temperature_that_vllm_has_not_is_refused_at_load(with_vllm, temperature):
+    model = ServedModel(folder=Path("model"), shape=SHAPE, context=64, dtype=torch.float32)
+    with pytest.raises(SpecError, match=f"sampling.temperature: vLLM draws .* not at {temperature}; choose another"):
+        Vllm().open(model, Vocabulary(decode=words, end=(1,)), SamplingSettings(temperature=temperature), Path("logs"))
+
+
 def test_each_group_has_its_own_devices_and_log(with_vllm):
     posts = Vllm(tp=2, replicas=2)._posts(Path("logs"), on_gpu=True)
     assert [post.gpus for post in posts] == [(0, 1), (2, 3)]

@@ -8,6 +8,7 @@ from tests.rollout.opening import asked, random_prompts
 from tests.rollout.scripted import order
 
 pytestmark = pytest.mark.vllm
+LAW = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 
 
 def test_nothing_is_read_from_disk_and_log_probabilities_are_of_the_law_sampled_from(tmp_path):
@@ -16,7 +17,50 @@ def test_nothing_is_read_from_disk_and_log_probabilities_are_of_the_law_sampled_
 
     arguments = _arguments(order(tmp_path))
     assert (arguments["load_format"], arguments["logprobs_mode"]) == ("dummy", "processed_logprobs")
-    assert arguments["max_model_len"] == 64
+    assert arguments["max_model_len"] == 65
+
+
+class Refusing:
+    """An engine that knows nothing but how to refuse its second request."""
+
+    def __init__(self):
+        self.taken, self.aborted, self.calls = [], [], []
+
+    def add_request(self, id, prompt, params):
+        if self.taken:
+            raise ValueError("no more")
+        self.taken.append(id)
+
+    def abort_request(self, ids):
+        self.aborted += ids
+
+    def collective_rpc(self, method, args):
+        self.calls.append(args)
+
+
+@pytest.fixture
+def core(monkeypatch):
+    pytest.importorskip("vllm")
+    from megatron_rl.rollout.vllm_core import Core
+
+    made = Core.__new__(Core)
+    made.engine, made.written, made.is_greedy = Refusing(), {}, False
+    return made
+
+
+def test_a_score_that_is_refused_leaves_nothing_behind_in_vllm(core):
+    with pytest.raises(ValueError, match="no more"):
+        core.score(LAW, [{"id": id, "tokens": [5, 6], "start": 1} for id in range(3)])
+    assert set(core.engine.taken) <= set(core.engine.aborted)
+    assert core.engine.calls[-1] == (None,)
+
+
+def test_what_vllm_cannot_draw_by_is_refused_by_request(core):
+    asked_for = [{"id": id, "tokens": [5, 6], "room": 4, "seed": id} for id in (3, 4)]
+    refused = core.write(LAW | {"temperature": 3.0}, {"tokens": [1], "texts": []}, asked_for)
+    assert [id for id, _ in refused] == [3, 4]
+    assert all("temperature" in why for _, why in refused)
+    assert core.write(LAW, {"tokens": [1], "texts": []}, asked_for) == [(4, "no more")]
 
 
 def test_a_prefix_cache_filled_under_older_weights_is_not_read_under_newer_ones(vllm_serving, tmp_path):

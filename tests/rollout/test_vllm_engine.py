@@ -69,9 +69,10 @@ def test_a_version_that_did_not_arrive_is_not_served(tmp_path):
     engine.close()
 
 
-def test_a_temperature_that_vllm_would_raise_is_refused(engine):
-    with pytest.raises(ValueError, match=r"temperature 0 or from 0.01 on, not at 0.001"):
-        engine.generate(asked(PROMPTS), Sampling(temperature=0.001))
+@pytest.mark.parametrize("temperature", [0.001, 2.5])
+def test_a_temperature_that_vllm_has_not_is_refused(engine, temperature):
+    with pytest.raises(ValueError, match=rf"temperature 0 or from 0.01 to 2.0, not at {temperature}\."):
+        engine.generate(asked(PROMPTS), Sampling(temperature=temperature))
 
 
 def test_groups_sleep_and_wake_in_two_stages(engine):

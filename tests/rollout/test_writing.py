@@ -1,11 +1,19 @@
 import math
 
+import pytest
 import torch
 
 from megatron_rl.batch.columns import ERROR, RESPONSE_TEXT, SAMPLER_LOGPROBS, STATUS, TOKEN_VERSIONS, TOKENS
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.rollout.vocabulary import Vocabulary
-from megatron_rl.rollout.writing import draw, read_requests, refuse_unknown, returned
+from megatron_rl.rollout.writing import (
+    draw,
+    end_stopped,
+    read_requests,
+    refuse_unknown,
+    refuse_unscorable,
+    returned,
+)
 from tests.rollout.opening import asked, words
 
 
@@ -31,6 +39,27 @@ def test_a_request_with_a_token_that_the_model_has_not_is_refused():
         "token 50 is none of the model's 50",
         "token -1 is none of the model's 50",
     ]
+
+
+def test_a_prefix_that_outgrows_the_context_fails_and_one_that_fills_it_is_long_enough():
+    over, full = read_requests(asked([[5, 6]] * 2, prefixes=[[7] * 9, [7] * 8]), max_tokens=20, context=10)
+    assert over.error == "prompt and prefix have 11 tokens, and the model's context is 10"
+    assert (over.finish, full.finish, full.error) == ("abort", "length", "")
+
+
+def test_a_prefix_that_ends_the_response_has_stopped_even_at_its_budget():
+    batch = asked([[5]] * 4, prefixes=[[7, 1], [7, 1], [1, 7], [50, 1]], budgets=[9, 2, 2, 9])
+    requests = read_requests(batch, max_tokens=9, context=10)
+    refuse_unknown(requests, vocabulary=50)
+    end_stopped(requests, Vocabulary(decode=words, end=(1,)))
+    assert [request.finish for request in requests] == ["stop", "stop", "length", "abort"]
+
+
+def test_what_has_no_response_is_no_hindrance_to_a_score():
+    batch = asked([[], [99], [5] * 99, [5]]).with_columns({TOKENS: [[], [], [], [6]]})
+    refuse_unscorable(batch, context=2, vocabulary=10)
+    with pytest.raises(ValueError, match="row 3 cannot be scored: prompt and response have 2 tokens"):
+        refuse_unscorable(batch, context=1, vocabulary=10)
 
 
 def test_a_failed_request_comes_back_without_tokens_and_with_its_reason():
