@@ -13,8 +13,9 @@ RECIPES = sorted(path for path in MODELS.parent.glob("*/*.yaml") if path.parent.
 EXPERTS = (
     pytest.mark.vllm,
     pytest.mark.slow,
-    # 0.09 nats a token where 0.05 is the limit, in float32 too; the actor agrees with `transformers`.
-    pytest.mark.xfail(reason="vLLM on a CPU and the actor disagree about models with experts", strict=True),
+    # 0.09 nats a token where 0.05 is the limit: vLLM's CPU build packs the weights of experts after loading them, and a
+    # sync writes them as they are.
+    pytest.mark.xfail(raises=RuntimeError, reason="vLLM on a CPU and the actor disagree about experts", strict=True),
 )
 
 
