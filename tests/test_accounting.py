@@ -118,7 +118,7 @@ def test_a_failed_rollout_keeps_the_engines_own_reason(wave, engine):
 
 
 def test_nothing_asked_is_nothing_given(wave, engine):
-    nothing = wave.where(torch.zeros(6))
+    nothing = wave.where(torch.zeros(6, dtype=torch.bool))
     assert len(rollouts_of(engine, nothing)) == 0
 
 

@@ -53,7 +53,7 @@ def test_groups_older_than_the_limit_are_dropped_and_counted():
 
 def test_an_empty_wave_changes_nothing_but_the_counts():
     buffer = GroupBuffer(prompts=1)
-    assert buffer.push(None, wave(1).where(torch.zeros(2)))["waiting"] is None
+    assert buffer.push(None, wave(1).where(torch.zeros(2, dtype=torch.bool)))["waiting"] is None
 
 
 def test_rows_of_a_group_may_be_apart():

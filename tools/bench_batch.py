@@ -57,7 +57,7 @@ def main() -> None:
         "write a token column": lambda: batch.with_columns({ADVANTAGE: advantage}),
         "number the groups": batch.group_index,
         "shuffle the rows": lambda: batch.take(order_B),
-        "keep half the rows": lambda: batch.where(order_B % 2),
+        "keep half the rows": lambda: batch.where(order_B % 2 == 0),
         "concat two batches": lambda: Batch.concat([batch, batch]),
     }
     print(

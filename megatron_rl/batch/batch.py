@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_rl.batch.columns import DICTIONARY, GROUP, Column
-from megatron_rl.batch.ragged import Ragged, arrow_ragged, view_ragged, view_tensor
+from megatron_rl.batch.ragged import Ragged, arrow_ragged, owned_array, view_ragged, view_tensor
 
 Values: TypeAlias = Tensor | Ragged | np.ndarray | Sequence[object]
 _METRICS = b"metrics"
@@ -24,7 +24,9 @@ class Batch:
     """An Arrow table whose columns are declared in `columns.py` or by the stage that writes them.
 
     batch[REWARD] is a tensor, batch[TOKENS] a `Ragged`, batch[SOURCE] a list of strings. Nothing changes in place:
-    `batch.with_columns({REWARD: reward_B})` is a new batch that shares every other column's memory. `metrics` are
+    `batch.with_columns({REWARD: reward_B})` is a new batch that shares every other column's memory. What is written is
+    copied, and a row column is read as a copy. The values of a token column, which are large, are read as a view, and
+    torch knows no read-only tensors: whoever wants to change them in place must `clone()` them first. `metrics` are
     numbers that stages say about the batch as a whole; they travel with it.
     """
 
@@ -51,6 +53,11 @@ class Batch:
         for part in parts[1:]:
             if differing := set(part.table.column_names) ^ set(names):
                 raise ValueError(f"cannot concat batches with other columns: only one side has {sorted(differing)}")
+            for field in part.table.select(names).schema:
+                if field.type != (first := parts[0].table.schema.field(field.name).type):
+                    raise ValueError(
+                        f"cannot concat: column '{field.name}' is {first} in one batch, {field.type} in another"
+                    )
         merged = {name: value for part in parts for name, value in part.metrics.items()}
         table = pa.concat_tables([part.table.select(names).replace_schema_metadata(None) for part in parts])
         return cls(table).with_metrics(merged) if merged else cls(table)
@@ -65,7 +72,7 @@ class Batch:
         array = self._array(column)
         if column.is_ragged:
             return view_ragged(array)
-        return array.to_pylist() if pa.types.is_string(column.type) else view_tensor(array)
+        return array.to_pylist() if pa.types.is_string(column.type) else view_tensor(array).clone()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Batch) and self.table.equals(other.table)
@@ -123,7 +130,13 @@ class Batch:
         return Batch(self.table.select([column.name for column in columns]))
 
     def where(self, keep_B: Tensor) -> Batch:
-        return self.take(keep_B.bool().nonzero().flatten())
+        """The rows that a mask keeps, in order."""
+        if keep_B.dtype not in (torch.bool, torch.uint8) or keep_B.shape != (len(self),):
+            raise ValueError(
+                f"`where` needs a mask of {len(self)} values, bool or uint8, got {keep_B.dtype} of shape "
+                f"{tuple(keep_B.shape)}; row numbers go to `take`"
+            )
+        return self.take(keep_B.nonzero().flatten())
 
     def take(self, index_B: Tensor) -> Batch:
         return Batch(self.table.take(pa.array(index_B.numpy())))
@@ -178,16 +191,19 @@ def _declared(name: str) -> Column:
 
 def _arrow(column: Column, values: Values) -> pa.Array:
     array = _convert(column, values)
-    if array.null_count:
-        raise ValueError(f"column '{column.name}' has {array.null_count} missing values; a batch has none")
+    if missing := array.null_count + (array.values.null_count if column.is_ragged else 0):
+        raise ValueError(f"column '{column.name}' has {missing} missing values; a batch has none")
     return array
 
 
 def _convert(column: Column, values: Values) -> pa.Array:
     if isinstance(values, Ragged):
-        return arrow_ragged(values, column.type)
+        try:
+            return arrow_ragged(values, column.type)
+        except ValueError as error:
+            raise ValueError(f"column '{column.name}': {error}") from None
     if isinstance(values, Tensor):
         values = values.detach().cpu().contiguous().numpy()
     if isinstance(values, np.ndarray) and not column.is_ragged:
-        return pa.array(values).cast(column.type)
+        return owned_array(values, column.type)
     return pa.array(list(values), type=column.type)

@@ -30,6 +30,7 @@ class Ragged(NamedTuple):
 
     @classmethod
     def from_lengths(cls, values: Tensor, length_B: Tensor) -> Ragged:
+        _refuse_negative(length_B)
         return cls(values, torch.cat([length_B.new_zeros(1), length_B.cumsum(0)]))
 
     @property
@@ -57,6 +58,7 @@ class Ragged(NamedTuple):
 
     def head(self, length_B: Tensor) -> Ragged:
         """The first `length_B` values of each row."""
+        _refuse_negative(length_B)
         if bool((self.length_B <= length_B).all()):
             return self
         within_T = torch.arange(len(self.values)) - torch.repeat_interleave(self.offsets[:-1], self.length_B)
@@ -74,20 +76,40 @@ class Ragged(NamedTuple):
 
 
 def view_tensor(array: pa.Array) -> Tensor:
-    """The numbers of an Arrow array as a tensor on the same memory. Arrow is immutable: nobody writes into a view."""
+    """The numbers of an Arrow array as a tensor on the same memory. Arrow is immutable: nobody may write here."""
     return torch.utils.dlpack.from_dlpack(array)
 
 
 def view_ragged(array: pa.LargeListArray) -> Ragged:
     offsets = view_tensor(array.offsets)
     start, stop = int(offsets[0]), int(offsets[-1])
-    return Ragged(view_tensor(array.values.slice(start, stop - start)), offsets - start if start else offsets)
+    return Ragged(view_tensor(array.values.slice(start, stop - start)), offsets - start)
 
 
 def arrow_ragged(ragged: Ragged, type: pa.DataType) -> pa.LargeListArray:
-    values = pa.array(_contiguous(ragged.values), type=type.value_type)
-    return pa.LargeListArray.from_arrays(pa.array(_contiguous(ragged.offsets), type=pa.int64()), values)
+    """A copy of the rows as Arrow holds them. Offsets that are no rows of the values are refused."""
+    offsets = _contiguous(ragged.offsets)
+    if not len(offsets) or offsets[0] < 0 or offsets[-1] > len(ragged.values) or (np.diff(offsets) < 0).any():
+        raise ValueError(
+            f"offsets must rise from 0 or more to at most {len(ragged.values)}, the number of values, "
+            f"got {np.array2string(offsets, threshold=8)}"
+        )
+    values = owned_array(_contiguous(ragged.values), type.value_type)
+    return pa.LargeListArray.from_arrays(owned_array(offsets, pa.int64()), values)
+
+
+def owned_array(values: np.ndarray, type: pa.DataType) -> pa.Array:
+    """The values in memory that nobody else writes into: Arrow converts into its own, but borrows what needs none."""
+    array = pa.array(values).cast(type)
+    held = array.buffers()[1] if len(array) else None
+    is_borrowed = held is not None and np.may_share_memory(np.frombuffer(held, dtype=np.uint8), values)
+    return pa.array(values.copy(), type=type) if is_borrowed else array
 
 
 def _contiguous(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().numpy()
+
+
+def _refuse_negative(length_B: Tensor) -> None:
+    if bool((torch.as_tensor(length_B) < 0).any()):
+        raise ValueError(f"a row's length cannot be negative, got {int(torch.as_tensor(length_B).min())}")

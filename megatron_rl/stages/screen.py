@@ -38,7 +38,7 @@ class Screen:
 
     def __call__(self, batch: Batch, memory: Memory, context: Context) -> tuple[Batch, Memory]:
         state = dict(memory) if isinstance(memory, Mapping) else {"drawn": 0, "pending": None, "expired": 0}
-        is_screen_B = torch.tensor([phase == "screen" for phase in batch.strings(PHASE)])
+        is_screen_B = torch.tensor([phase == "screen" for phase in batch.strings(PHASE)], dtype=torch.bool)
         screened, continued = batch.where(is_screen_B), batch.where(~is_screen_B)
         accepted_B = self._accepted(screened)
         complete = self._complete(state["pending"], continued)

@@ -1,3 +1,4 @@
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -25,9 +26,27 @@ def test_a_column_reads_as_tensor_ragged_or_text():
     assert batch[PROMPT_ID] == ["b", "a", "b", "a"]
 
 
-def test_numbers_are_views_of_arrow_memory():
+def test_token_values_are_views_of_arrow_memory():
     batch = small()
-    assert batch[REWARD].data_ptr() == batch.table.column("reward").chunk(0).buffers()[1].address
+    assert batch[TOKENS].values.data_ptr() == batch.table.column("tokens").chunk(0).values.buffers()[1].address
+
+
+def test_what_is_done_to_the_source_of_a_column_is_not_done_to_the_batch():
+    reward_B, array_B = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64), np.arange(4)
+    logprobs = Ragged(-torch.arange(6.0), torch.tensor([0, 2, 3, 3, 6]))
+    batch = small().with_columns({REWARD: reward_B, SAMPLER_LOGPROBS: logprobs, GROUP: array_B})
+    of = Batch.of({REWARD: reward_B[1:], GROUP: torch.from_numpy(array_B)[:-1]})
+    before = [Batch(table.table.take(list(range(len(table))))) for table in (batch, of)]
+    for source in (reward_B, *logprobs, torch.from_numpy(array_B)):
+        source.zero_()
+    assert [batch, of] == before
+
+
+def test_what_is_done_to_what_was_read_of_a_row_column_is_not_done_to_the_batch():
+    batch = small()
+    batch[REWARD][0] = batch[GROUP][0] = batch[LOSS_WEIGHT][0] = 99
+    batch[TOKENS].offsets[0] = 99
+    assert batch == small()
 
 
 def test_writing_a_column_leaves_the_input_untouched_and_shares_the_rest():
@@ -61,7 +80,9 @@ def test_parquet_returns_an_equal_batch(tmp_path):
 
 
 def test_metrics_travel_with_the_batch():
-    batch = small().with_metrics({"a": 1}).with_columns(baseline=torch.zeros(4)).where(torch.tensor([1, 0, 0, 1]))
+    batch = (
+        small().with_metrics({"a": 1}).with_columns(baseline=torch.zeros(4)).where(torch.tensor([1, 0, 0, 1]).bool())
+    )
     assert batch.metrics == {"a": 1.0}
     assert Batch.concat([batch, batch.with_metrics({"b": 2})]).metrics == {"a": 1.0, "b": 2.0}
 
@@ -102,8 +123,41 @@ def test_batches_with_other_columns_do_not_concat():
         Batch.concat([small(), small().without(REWARD)])
 
 
+def test_batches_whose_columns_differ_in_type_do_not_concat():
+    whole, half = (
+        Column(name="difficulty", type=type, meaning="share that failed") for type in (pa.int64(), pa.float64())
+    )
+    one, other = (Batch.of({column: [1, 2]}) for column in (whole, half))
+    with pytest.raises(
+        ValueError, match=r"^cannot concat: column 'difficulty' is int64 in one batch, double in another$"
+    ):
+        Batch.concat([one, other])
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [torch.ones(3).bool(), torch.ones(5).bool(), torch.ones(4, 1).bool(), torch.tensor([0, 2]), torch.ones(4)],
+    ids=str,
+)
+def test_what_is_no_mask_of_the_rows_loses_none_of_them(mask):
+    with pytest.raises(ValueError, match="needs a mask of 4 values, bool or uint8"):
+        small().where(mask)
+
+
+def test_a_missing_value_inside_a_list_is_refused():
+    with pytest.raises(ValueError, match="column 'tokens' has 1 missing values"):
+        small().with_columns(tokens=[[1, None], [3], [], [4]])
+
+
+@pytest.mark.parametrize("offsets", [[0, 3, 2, 3, 6], [-1, 2, 3, 3, 6], [0, 2, 3, 3, 7], []])
+def test_rows_that_run_backwards_or_out_of_their_values_are_refused(offsets):
+    values = Ragged(torch.arange(6), torch.tensor(offsets, dtype=torch.int64))
+    with pytest.raises(ValueError, match="column 'tokens': offsets must rise"):
+        small().with_columns(tokens=values)
+
+
 def test_an_empty_batch_has_no_groups():
-    empty = small().where(torch.zeros(4))
+    empty = small().where(torch.zeros(4, dtype=torch.uint8))
     assert (len(empty), empty.groups(), len(empty[TOKENS].values)) == (0, [], 0)
 
 

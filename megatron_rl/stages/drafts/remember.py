@@ -55,7 +55,7 @@ class Remember:
         wave = batch.with_columns(group=[group for _, _, group in keys])
         if memory["side"] == "actor":
             wave = wave.with_columns(sampler_logprobs=context.actor.score(batch))
-        lived_B = torch.tensor([status == "ok" for status in batch.strings(STATUS)])
+        lived_B = torch.tensor([status == "ok" for status in batch.strings(STATUS)], dtype=torch.bool)
         fresh = wave.where(lived_B).select(CACHED)
         if isinstance(memory["laws"], int):
             laws = shown(context.engine).laws(fresh, memory["laws"])
@@ -81,7 +81,8 @@ class Remember:
                     [
                         (prompt, slot, group) not in renewed and epoch - drawn_in <= self.max_age_epochs
                         for prompt, slot, group, drawn_in in identity
-                    ]
+                    ],
+                    dtype=torch.bool,
                 )
             )
         ]

@@ -171,7 +171,7 @@ class Reuse:
 
     def _find(self, batch: Batch, cache: Memory) -> Found:
         if not isinstance(cache, Batch):
-            return Found(torch.zeros(0, dtype=torch.int64), batch.where(torch.zeros(len(batch))))
+            return Found(torch.zeros(0, dtype=torch.int64), batch.where(torch.zeros(len(batch), dtype=torch.bool)))
         place = {key: row for row, key in enumerate(cached_keys(cache))}
         age_limit = self.max_age_epochs
         epochs, drawn_in, phases = cache.numbers(EPOCH).tolist(), batch.numbers(EPOCH).tolist(), batch.strings(PHASE)
