@@ -8,6 +8,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
 
 from megatron_rl import checkpoint
 from megatron_rl.batch.batch import Batch
@@ -35,12 +38,12 @@ SAMPLER, BUFFER = "sampler", "buffer"
 class Schedule:
     """When things happen, in steps; 0 means never."""
 
-    steps: int
-    save_every: int = 0
-    keep: int = 2
+    steps: Annotated[int, Ge(0)]
+    save_every: Annotated[int, Ge(0)] = 0
+    keep: Annotated[int, Ge(1)] = 2
     """Checkpoints kept, the newest ones."""
-    evaluate_every: int = 0
-    max_waves: int = 50
+    evaluate_every: Annotated[int, Ge(0)] = 0
+    max_waves: Annotated[int, Ge(1)] = 50
     """Trips to the engine without a full batch before the run stops and says so."""
 
 

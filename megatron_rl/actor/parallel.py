@@ -50,6 +50,8 @@ class Parallel:
         for name in ("tp", "pp", "vpp", "dp", "cp", "ep"):
             if getattr(self, name) < 1:
                 raise LayoutError(f"actor.{name} is {getattr(self, name)!r}, but must be at least 1.")
+        if any(layers < 0 for layers in self.stage_layers):
+            raise LayoutError(f"actor.stage_layers is {list(self.stage_layers)}, but no chunk has fewer than 0 layers.")
         if self.vpp > 1 and self.pp == 1:
             raise LayoutError(f"actor.vpp is {self.vpp}, but interleaving needs pp above 1; set vpp to 1 or raise pp.")
         if (self.tp * self.cp * self.dp) % self.ep:

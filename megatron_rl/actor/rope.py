@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from megatron_rl.actor.architecture import Architecture, real
-from megatron_rl.spec.schema import SpecError
 
 
 class Frequencies(NamedTuple):
@@ -20,17 +19,11 @@ class Frequencies(NamedTuple):
 
 
 def frequencies(architecture: Architecture) -> Frequencies:
-    """Angles per position of this architecture; SpecError names the rules there are."""
+    """Angles per position of this architecture."""
     rope = architecture.rope
-    rule = _RULES.get(rope.scaling)
-    if rule is None:
-        raise SpecError(
-            f"config.json has RoPE scaling {rope.scaling!r}, but the actor knows {', '.join(sorted(_RULES))}."
-        )
     head_dim = architecture.shape.head_dim
     exponent_R = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    given = {"original_max_position_embeddings": architecture.context, **dict(rope.parameters)}
-    return rule(1.0 / rope.theta**exponent_R, {**given, "rope_theta": rope.theta})
+    return RULES[rope.scaling](1.0 / rope.theta**exponent_R, {**dict(rope.parameters), "rope_theta": rope.theta})
 
 
 def _default(plain_R: Tensor, _parameters: Mapping[str, float]) -> Frequencies:
@@ -80,9 +73,10 @@ def _yarn_magnitude(factor: float, parameters: Mapping[str, float]) -> float:
     return grown(1.0)
 
 
-_RULES: Mapping[str, Callable[[Tensor, Mapping[str, float]], Frequencies]] = {
+RULES: Mapping[str, Callable[[Tensor, Mapping[str, float]], Frequencies]] = {
     "default": _default,
     "linear": _linear,
     "llama3": _llama3,
     "yarn": _yarn,
 }
+"""By name, the names of `architecture.CONSTANTS`, which has seen to it that every constant is there."""

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_rl.actor import architecture, fit, lora, precision
+from megatron_rl.actor import fit, lora, precision
+from megatron_rl.actor.architecture import Architecture, describe
 from megatron_rl.actor.settings import ActorSettings
 from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.spec.files import check_inputs, read_model_config
@@ -33,15 +34,25 @@ def checked(config: Path, settings: Sequence[str], *, has_values: bool = True) -
     actor = build(spec.settings["actor"])
     if not isinstance(actor, ActorSettings):
         raise TypeError(f"the actor section builds ActorSettings, got {actor!r}")
-    model = read_model_config(spec)
+    build(spec.settings["run"])
+    described = _architecture(config, spec)
     try:
         precision.check(actor.precision)
-        fit.check(architecture.describe(model), actor)
-        lora.check(actor.lora, architecture.describe(model), actor)
+        fit.check(described, actor)
+        lora.check(actor.lora, described, actor)
     except (LayoutError, SpecError) as error:
         raise SpecError(f"{config}: {error}") from None
     check_inputs(spec, has_values=has_values)
     return spec
+
+
+def _architecture(config: Path, spec: RunSpec) -> Architecture:
+    hf = read_model_config(spec)
+    try:
+        return describe(hf)
+    except SpecError as error:
+        folder = spec.settings["model"].values["folder"]
+        raise SpecError(f"{config}: in the model folder '{folder}', {error}") from None
 
 
 def folder_of(spec: RunSpec) -> Path:

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from megatron_rl.actor.architecture import describe
+from megatron_rl.actor.architecture import Architecture, describe
 from megatron_rl.actor.precision import Precision
 from megatron_rl.actor.recipe import UpdateSettings
 from megatron_rl.actor.settings import ActorSettings
@@ -89,7 +89,7 @@ def setup_of(arguments: argparse.Namespace) -> Setup:
     """What the arguments ask to be planned, of a model."""
     guess = _guess(arguments)
     return Setup(
-        architecture=describe(read(arguments.model)),
+        architecture=_architecture(arguments.model),
         cluster=_cluster(arguments),
         job=Job(
             prompts=arguments.prompts,
@@ -142,11 +142,19 @@ def read(model: Path) -> dict[str, object]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SpecError(f"{path} does not exist; name a config.json, or the model folder that holds it.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SpecError(f"{path} cannot be read: {error}.") from None
     if not isinstance(config, dict):
         raise SpecError(f"{path} should hold an object, but holds {config!r:.60}.")
     return config
+
+
+def _architecture(model: Path) -> Architecture:
+    hf = read(model)
+    try:
+        return describe(hf)
+    except SpecError as error:
+        raise SpecError(f"{model}: {error}") from None
 
 
 def _check(arguments: argparse.Namespace) -> None:

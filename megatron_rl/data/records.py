@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
+from megatron_rl.spec.files import PROMPT_FILES
+
 Fields = dict[str, Any]
-SUFFIXES = (".parquet", ".jsonl", ".json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +42,13 @@ class Record(NamedTuple):
 def read_records(source: Path) -> Iterator[Record]:
     """Every row of a file, or of the data files under a folder, in the order of their names."""
     if source.is_dir():
-        files = sorted(path for path in source.rglob("*") if path.suffix in SUFFIXES)
+        files = sorted(path for path in source.rglob("*") if path.suffix in PROMPT_FILES)
         if not files:
-            raise ValueError(f"{source} holds no {', '.join(SUFFIXES)} file")
+            raise ValueError(f"{source} holds no {', '.join(PROMPT_FILES)} file")
         for path in files:
             yield from _READERS[path.suffix](path)
     elif source.suffix not in _READERS:
-        raise ValueError(f"{source} is no data file; expected {', '.join(SUFFIXES)} or a folder of them")
+        raise ValueError(f"{source} is no data file; expected {', '.join(PROMPT_FILES)} or a folder of them")
     elif not source.exists():
         raise FileNotFoundError(f"there is no data file {source}")
     else:

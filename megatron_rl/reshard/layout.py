@@ -73,7 +73,7 @@ class ModelShape:
             head_dim=_whole(hf_config, "head_dim", hidden // heads),
             ffn=_whole(hf_config, "intermediate_size"),
             vocabulary=_whole(hf_config, "vocab_size"),
-            tied=bool(hf_config.get("tie_word_embeddings")),
+            tied=_truth(hf_config, "tie_word_embeddings"),
             experts=experts,
             expert_ffn=_whole(hf_config, "moe_intermediate_size") if experts else 0,
             dense_layers=_dense_layers(hf_config, layers) if experts else (),
@@ -225,9 +225,16 @@ def share(size: int, rank: int, ranks: int, what: str) -> Interval:
 
 def _whole(hf_config: Mapping[str, object], key: str, default: int | None = None) -> int:
     value = default if hf_config.get(key) is None else hf_config[key]
-    if not isinstance(value, int):
-        raise LayoutError(f"config.json needs {key} as a whole number, but has {value!r}.")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise LayoutError(f"config.json needs {key} as a positive whole number, but has {value!r}.")
     return value
+
+
+def _truth(hf_config: Mapping[str, object], key: str) -> bool:
+    value = hf_config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise LayoutError(f"config.json needs {key} as true or false, but has {value!r}.")
+    return value is True
 
 
 def _dense_layers(hf_config: Mapping[str, object], layers: int) -> tuple[int, ...]:

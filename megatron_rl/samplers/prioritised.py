@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import DRAW_ODDS, PROMPT_ID, REWARD
@@ -32,11 +33,11 @@ class Prioritised:
     slot: ClassVar[str] = "prioritised"
     writes = (*DRAWN, DRAW_ODDS)
 
-    prompts: int = 8
+    prompts: Annotated[int, Ge(1)] = 8
     """Prompts one update learns from."""
-    samples: int = 6
+    samples: Annotated[int, Ge(1)] = 6
     """Rollouts of each prompt."""
-    wave: int | None = None
+    wave: Annotated[int, Ge(1)] | None = None
     """Prompts drawn a trip to the engine, where a filter drops some of them; none means `prompts`."""
     exponent: float = 0.6
     """How sharply draws follow priorities; 0 is uniform sampling."""

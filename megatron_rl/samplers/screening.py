@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from annotated_types import Ge
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import (
@@ -47,15 +48,15 @@ class Screening:
     }
     writes = DRAWN
 
-    prompts: int = 16
+    prompts: Annotated[int, Ge(1)] = 16
     """Prompts one update learns from."""
-    screened: int = 64
+    screened: Annotated[int, Ge(1)] = 64
     """Fresh prompts a trip to the engine."""
     screen: int = 4
     """Rollouts that decide about a prompt; at least 2, since one rollout is never mixed."""
     more: int = 20
     """Rollouts of an accepted prompt after that."""
-    max_age: int = 8
+    max_age: Annotated[int, Ge(0)] = 8
     """Accepted prompts whose screening lies more than this many updates back are dropped before they are continued."""
     shuffle: bool = True
     """Off keeps the order of the file."""

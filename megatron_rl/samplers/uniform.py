@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.memory import Memory
@@ -21,11 +23,11 @@ class Uniform:
     slot: ClassVar[str] = "uniform"
     writes = DRAWN
 
-    prompts: int = 128
+    prompts: Annotated[int, Ge(1)] = 128
     """Prompts one update learns from."""
-    samples: int = 8
+    samples: Annotated[int, Ge(1)] = 8
     """Rollouts of each prompt."""
-    wave: int | None = None
+    wave: Annotated[int, Ge(1)] | None = None
     """Prompts drawn a trip to the engine, where a filter drops some of them; none means `prompts`."""
     shuffle: bool = True
     """Off keeps the order of the file."""

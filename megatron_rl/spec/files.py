@@ -21,6 +21,12 @@ OPTIONAL: Final[Mapping[tuple[str, str], tuple[str, str]]] = {
 }
 """The package that a choice needs beside what every install has, and what to do where it is absent."""
 
+PROMPT_FILES: Final = (".parquet", ".jsonl", ".json")
+"""How the names of files that may hold prompts end."""
+
+PROMPTS: Final = ("train", "evaluate")
+"""The keys of `data` that name files of prompts, or folders of them."""
+
 
 def read_model_config(spec: RunSpec) -> dict[str, object]:
     """The config.json of the run's model."""
@@ -38,7 +44,7 @@ def read_model_config(spec: RunSpec) -> dict[str, object]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SpecError(f"{what}, which holds no config.json; it should be a Hugging Face model folder.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SpecError(f"{what}, whose config.json cannot be read: {error}.") from None
     if not isinstance(config, dict):
         raise SpecError(f"{what}, whose config.json should hold an object, but holds {config!r:.60}.")
@@ -51,13 +57,13 @@ def check_inputs(spec: RunSpec, *, has_values: bool) -> None:
     `has_values` tells whether `data.values` must have been written already: a value run is what writes it.
     """
     data, model = spec.settings["data"], spec.settings["model"]
-    asked = [(data, name, path) for name in ("train", "evaluate") for path in _paths(data.values[name])]
+    asked = [(data, name, path) for name in PROMPTS for path in _paths(data.values[name])]
     asked += [(data, "values", path) for path in _paths(data.values["values"]) if has_values]
     asked += [(model, "reference", path) for path in _paths(model.values["reference"])]
     problems = [
         f"{part.place}: '{part.path}.{name}' names '{path}', {problem}."
         for part, name, path in asked
-        if (problem := _unreadable(path, is_folder=name == "reference"))
+        if (problem := _unreadable(path, is_folder=name == "reference") or _promptless(name, path))
     ]
     if not spec.settings["data"].values["train"]:
         problems.append(f"{data.place}: 'data.train' is empty; name at least one file of prompts.")
@@ -91,3 +97,14 @@ def _unreadable(path: Path, is_folder: bool) -> str:
     if not os.access(path, os.R_OK):
         return "which this user may not read"
     return ""
+
+
+def _promptless(name: str, path: Path) -> str:
+    """Why a path that should hold prompts cannot; empty where it may, or need not."""
+    kinds = ", ".join(PROMPT_FILES)
+    if name not in PROMPTS:
+        return ""
+    if path.is_dir():
+        is_empty = not any(file.suffix in PROMPT_FILES for file in path.rglob("*"))
+        return f"a folder that holds no {kinds} file" if is_empty else ""
+    return "" if path.suffix in PROMPT_FILES else f"which is no {kinds} file, nor a folder of them"

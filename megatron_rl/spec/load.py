@@ -20,7 +20,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
     """The run that a file and `a.b=c` overrides describe; SpecError lists everything that is wrong with it."""
     problems: list[str] = []
     pairs = tree.read_overrides(overrides, problems)
-    base = next((str(value.value) for keys, value in pairs if keys == ("extends",)), None)
+    base = next((value for keys, value in pairs if keys == ("extends",)), None)
     root, files = _read_extended(path, base, ())
     for keys, value in pairs:
         if keys != ("extends",):
@@ -31,7 +31,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
     return spec
 
 
-def _read_extended(path: Path, base: str | None, above: tuple[Path, ...]) -> tuple[Node, tuple[str, ...]]:
+def _read_extended(path: Path, base: Node | None, above: tuple[Path, ...]) -> tuple[Node, tuple[str, ...]]:
     """The file laid over what it extends. `base` takes the place of what it says itself."""
     root = read_file(path)
     if not isinstance(root.value, dict):
@@ -39,11 +39,12 @@ def _read_extended(path: Path, base: str | None, above: tuple[Path, ...]) -> tup
     sections = dict(root.value)
     written = sections.pop("extends", None)
     root = tree.in_one_form(Node(sections, root.place))
-    if written is None and base is None:
+    named = base or written
+    if named is None:
         return root, (str(path),)
-    name, place = (base, tree.COMMAND_LINE) if base is not None else (written.value, written.place)  # type: ignore[union-attr]
+    name, place = named.value, named.place
     if not isinstance(name, str):
-        raise SpecError(f"{place}: 'extends' should be the path of one configuration, but is {name!r}.")
+        raise SpecError(f"{place}: 'extends' should be the path of one configuration, but is {named.kind}.")
     found = _base_file(name, path, place)
     if found.resolve() in {file.resolve() for file in (*above, path)}:
         raise SpecError(

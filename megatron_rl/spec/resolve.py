@@ -72,7 +72,7 @@ def _find_own(name: str) -> Shape:
     module_name, _, wanted = name.partition(":")
     if find_module(module_name) is None:
         raise SpecError(
-            f"'{name}' names the module '{module_name}', which Python does not find; is its folder on PYTHONPATH?"
+            f"'{name}' names the module '{module_name}', which Python does not find; put its folder on PYTHONPATH"
         )
     try:
         module = read_module(module_name)

@@ -23,6 +23,12 @@ class RunSettings:
     seed: Annotated[int, Ge(0)] = 0
     """Everything random follows from it."""
 
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or "/" in self.name or "\0" in self.name:
+            raise ValueError(f"run.name is {self.name!r}, but it names one folder inside run.folder; take a plain word")
+        if "\0" in str(self.folder):
+            raise ValueError(f"run.folder is {str(self.folder)!r}, which no folder can be called")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:

@@ -116,8 +116,16 @@ def words(type_: object) -> str:
         return " or ".join(words(argument) for argument in arguments if argument is not NoneType) + (
             " or null" if NoneType in arguments else ""
         )
+    if origin is tuple and Ellipsis not in arguments:
+        return _fixed_list([words(argument) for argument in arguments])
     if origin in (tuple, list, set, frozenset):
         return f"a list, each item {words(arguments[0])}"
     if origin is dict or type_ is dict:
         return "a mapping"
     return _WORDS.get(getattr(type_, "__name__", ""), str(type_))
+
+
+def _fixed_list(items: Sequence[str]) -> str:
+    if set(items) <= {"a number", "an integer"} and len(set(items)) == 1:
+        return f"a list of {len(items)} {items[0].split()[1]}s"
+    return f"a list of {len(items)}: {', then '.join(items)}"

@@ -47,8 +47,10 @@ def _check_value(field: Field, node: Node, path: str, problems: list[str]) -> No
     except ValidationError as error:
         location = error.errors()[0]["loc"]
         wrong, came = node, "but is"
-        if isinstance(node.value, list) and location and isinstance(location[0], int):
-            wrong, came = node.value[location[0]], f"but its item {location[0]} is"
+        item = location[0] if location else None
+        # An item that is wanting has a place in the type alone: then the list itself is what is wrong.
+        if isinstance(node.value, list) and isinstance(item, int) and item < len(node.value):
+            wrong, came = node.value[item], f"but its item {item} is"
         problems.append(f"{wrong.place}: '{path}' should be {words(field.type)}{_said(field)}, {came} {wrong.kind}.")
 
 

@@ -33,6 +33,7 @@ def test_sequence_parallelism_needs_tensor_ranks_and_asks_for_even_token_counts(
         ({"vpp": 2}, "interleaving needs pp above 1"),
         ({"ep": 3, "dp": 4}, "actor.ep is 3, which does not divide tp\\*cp\\*dp = 4"),
         ({"pp": 2, "stage_layers": (1, 2, 3)}, "lists 3 chunks, but pp\\*vpp = 2"),
+        ({"pp": 2, "stage_layers": (-1, 5)}, r"stage_layers is \[-1, 5\], but no chunk has fewer than 0 layers"),
     ],
 )
 def test_an_impossible_cut_is_refused_in_a_sentence(cut, sentence):

@@ -1,10 +1,13 @@
+import copy
+
 import pytest
 import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from megatron_rl.actor.architecture import describe
-from megatron_rl.actor.rope import frequencies
+from megatron_rl.actor.architecture import CONSTANTS, describe
+from megatron_rl.actor.rope import RULES, frequencies
 from megatron_rl.spec.schema import SpecError
 from tests.fakes.tiny_models import TINY
 
@@ -42,6 +45,34 @@ def test_the_older_spelling_of_scaling_is_read_too():
     modern = {**TINY, "model_type": "llama", "rope_parameters": {**LLAMA3, "rope_theta": 5e5}}
     older = {**TINY, "model_type": "llama", "rope_theta": 5e5, "rope_parameters": None, "rope_scaling": LLAMA3}
     torch.testing.assert_close(frequencies(describe(older)).inverse_R, frequencies(describe(modern)).inverse_R)
+
+
+OLD = {key: value for key, value in TINY.items() if key != "rope_parameters"} | {"rope_theta": 1e6}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {},
+        {"rope_scaling": None},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 4.0}},
+        {"rope_scaling": YARN, "original_max_position_embeddings": 16},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 32},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 0, "mscale": 0.7, "truncate": None}},
+        {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}, "rope_scaling": {**YARN, "factor": 2.0}},
+        {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}},
+    ],
+)
+def test_a_published_file_is_read_as_transformers_reads_it(written):
+    reference = LlamaRotaryEmbedding(LlamaConfig(**copy.deepcopy({**OLD, **written})))
+    inverse_R, magnitude = frequencies(describe({**OLD, "model_type": "llama", **written}))
+    torch.testing.assert_close(inverse_R, reference.inv_freq, rtol=1e-6, atol=0)
+    assert magnitude == pytest.approx(reference.attention_scaling)
+
+
+def test_every_rule_whose_constants_are_checked_is_computed():
+    assert RULES.keys() == CONSTANTS.keys()
 
 
 def test_an_unknown_rule_is_refused_by_name():

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,12 @@ def test_a_cut_that_the_model_does_not_have_is_refused_with_the_file(data, tmp_p
     spec(data, tmp_path)
     with pytest.raises(SpecError, match=r"run\.yaml: .* do not divide over actor\.tp = 5"):
         checked(tmp_path / "run.yaml", ["actor.tp=5"])
+
+
+def test_a_model_that_cannot_be_is_refused_with_its_folder(data, tmp_path):  # noqa: F811
+    spec(data, tmp_path)
+    (tmp_path / "odd").mkdir()
+    config = json.loads((data / "model/config.json").read_text())
+    (tmp_path / "odd/config.json").write_text(json.dumps({**config, "num_attention_heads": 0}))
+    with pytest.raises(SpecError, match=r"in the model folder '.*/odd', config\.json needs num_attention_heads as"):
+        checked(tmp_path / "run.yaml", [f"model.folder={tmp_path}/odd"])

@@ -67,6 +67,14 @@ def test_what_is_wrong_is_said_in_a_sentence(model, capsys, arguments, said):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", [json.dumps({**QWEN3_8B, "hidden_size": 0}), "[" * 100_000])
+def test_a_model_that_cannot_be_is_told_with_its_folder(tmp_path, capsys, text):
+    (tmp_path / "config.json").write_text(text)
+    assert main(["plan", str(tmp_path)]) == WRONG
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(str(tmp_path))
+
+
 def test_planning_wakes_no_torch(model):
     program = (
         f"import sys; from megatron_rl.cli import main; main(['plan', {model!r}]); assert 'torch' not in sys.modules"

@@ -52,8 +52,10 @@ def test_tensors_that_no_table_has_are_refused():
 
 
 def test_a_config_without_a_size_says_which():
-    with pytest.raises(LayoutError, match="needs vocab_size as a whole number, but has None"):
+    with pytest.raises(LayoutError, match="needs vocab_size as a positive whole number, but has None"):
         ModelShape.of({**CONFIG, "vocab_size": None})
+    with pytest.raises(LayoutError, match="needs tie_word_embeddings as true or false, but has 'false'"):
+        ModelShape.of({**CONFIG, "tie_word_embeddings": "false"})
 
 
 def test_layout_errors_cross_processes():

@@ -20,7 +20,12 @@ def test_the_models_config_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "which holds no config.json"), ("{", "config.json cannot be read"), ("[1]", "should hold an object")],
+    [
+        (None, "which holds no config.json"),
+        ("{", "config.json cannot be read"),
+        ("[" * 100_000, "config.json cannot be read"),
+        ("[1]", "should hold an object"),
+    ],
 )
 def test_a_folder_that_is_no_model_is_refused(tmp_path, content, said):
     (tmp_path / "model").mkdir()
@@ -58,15 +63,18 @@ THERE = ("data.train=[{0}/train.parquet]", "data.evaluate=[{0}/held_out.parquet]
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("data.train=[{0}/trian.parquet]", "which is not there; did you mean 'train.parquet'? (known: held_out"),
+        ("data.train=[{0}/trian.parquet]", "which is not there; did you mean 'train.parquet'? (known: empty, held_out"),
         ("data.train=[{0}/train.parquet, {0}/x/y.parquet]", "'{0}/x/y.parquet', but there is no folder '{0}/x'."),
         ("data.train=[]", "'data.train' is empty; name at least one file of prompts."),
         ("data.evaluate=[{0}/held.parquet]", "'data.evaluate' names '{0}/held.parquet', which is not there; did you"),
+        ("data.train=[{0}/empty]", "'{0}/empty', a folder that holds no .parquet, .jsonl, .json file."),
+        ("data.train=[{0}/run.yaml]", "'{0}/run.yaml', which is no .parquet, .jsonl, .json file, nor a folder of them"),
         ("data.values={0}/values.parquet", "'data.values' names '{0}/values.parquet', which is not there"),
         ("model.reference={0}/train.parquet", "'model.reference' names '{0}/train.parquet', which is no folder."),
     ],
 )
 def test_a_file_that_is_not_there_is_named(folder, override, said):
+    (folder / "empty").mkdir()
     assert problems_of(folder, *THERE) == ()
     (problem,) = problems_of(folder, *THERE, override)
     assert said.format(folder) in problem

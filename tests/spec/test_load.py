@@ -65,6 +65,15 @@ def test_a_missing_ancestor_is_told_with_its_line(tmp_path):
     assert "'extends' should be the path of one configuration" in problem
 
 
+@pytest.mark.parametrize(("text", "came"), [("[a]", "a list of 1"), ("null", "empty (null)"), ("3", "3 (a number)")])
+def test_an_ancestor_that_is_no_name_is_told_as_what_came(tmp_path, text, came):
+    path = write(tmp_path, "a.yaml", WHOLE)
+    said = f"'extends' should be the path of one configuration, but is {came}."
+    assert problems_of(path, f"extends={text}") == (f"command line 'extends={text}': {said}",)
+    below = write(tmp_path, "b.yaml", f"extends: {text}\n{WHOLE}")
+    assert problems_of(below) == (f"{below}:1: {said}",)
+
+
 def test_all_mistakes_of_files_and_command_line_come_at_once(tmp_path):
     write(tmp_path, "base.yaml", WHOLE.replace("prompts: 4", "prompts: four"))
     path = write(tmp_path, "run.yaml", "extends: base.yaml\nactor: {tpp: 2}\nlearnn: []\nlearn: [advantag, 3]\n")

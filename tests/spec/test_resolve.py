@@ -35,7 +35,7 @@ def test_a_class_of_the_users_own_is_found_by_import_path():
         SpecError, match=r"names 'Prise', which 'tests.fakes.ideas' does not define; did you mean 'Price'"
     ):
         find("tests.fakes.ideas:Prise", "objectives")
-    with pytest.raises(SpecError, match="which Python does not find; is its folder on PYTHONPATH"):
+    with pytest.raises(SpecError, match=r"which Python does not find; put its folder on PYTHONPATH$"):
         find("nowhere.at_all:Price", "objectives")
 
 

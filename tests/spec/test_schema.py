@@ -29,6 +29,8 @@ def test_the_nearest_name_is_offered_and_the_known_ones_listed():
         (Literal["a", "b"], "one of 'a', 'b'"),
         (float | None, "a number or null"),
         (tuple[int, ...], "a list, each item an integer"),
+        (tuple[float, float], "a list of 2 numbers"),
+        (tuple[int, str], "a list of 2: an integer, then text"),
         (dict[str, float], "a mapping"),
     ],
 )

@@ -48,6 +48,15 @@ def test_what_came_is_said(text, came):
     assert problem.endswith(f"but is {came}.")
 
 
+@pytest.mark.parametrize("text", ["pair: [1]", "pair: [1, a, 2]", "pair: []"])
+def test_a_list_of_the_wrong_length_is_told_with_the_right_one(text):
+    (problem,) = problems_of(PRICE, text)
+    assert problem.startswith("x.yaml:1: 'part.pair' should be a list of 2: an integer, then text")
+    assert problem.endswith(f"but is a list of {len(read_text(text, 'x').value['pair'].value)}.")
+    (betas,) = problems_of(ACTOR, "optimizer: {betas: [1]}")
+    assert "'part.optimizer.betas' should be a list of 2 numbers" in betas
+
+
 def test_a_required_key_that_is_missing_is_named():
     (problem,) = problems_of(shape_of("tests.fakes.ideas", "Dearer"), "low: 0.1")
     assert problem == "x.yaml:1: 'part' lacks the key 'more', which should be an integer."

@@ -5,6 +5,6 @@ from megatron_rl.actor.architecture import Architecture, HfConfig, dense, refuse
 
 def describe(config: HfConfig) -> Architecture:
     """The architecture; the family's bias switches are refused when on."""
-    refuse(config, "attention_bias", {False})
-    refuse(config, "mlp_bias", {False})
+    refuse(config, "attention_bias", (False,))
+    refuse(config, "mlp_bias", (False,))
     return dense(config)

@@ -5,5 +5,5 @@ from megatron_rl.actor.architecture import Architecture, HfConfig, dense, refuse
 
 def describe(config: HfConfig) -> Architecture:
     """The architecture; attention is full, so a config that slides a window is refused."""
-    refuse(config, "use_sliding_window", {False})
+    refuse(config, "use_sliding_window", (False,))
     return dense(config, qkv_bias=True)

@@ -5,6 +5,6 @@ from megatron_rl.actor.architecture import Architecture, HfConfig, dense, refuse
 
 def describe(config: HfConfig) -> Architecture:
     """The architecture; the family's bias and window switches are refused when on."""
-    refuse(config, "use_sliding_window", {False})
-    refuse(config, "attention_bias", {False})
+    refuse(config, "use_sliding_window", (False,))
+    refuse(config, "attention_bias", (False,))
     return dense({"head_dim": 128, **config}, qk_norm=True)

@@ -6,7 +6,6 @@ import pytest
 
 from megatron_rl.actor.architecture import describe
 from megatron_rl.actor.parallel import Parallel
-from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.spec.schema import SpecError
 from tests import ranks
 from tests.actor.training import contents, distance, train
@@ -30,7 +29,7 @@ def test_experts_are_counted_under_either_name_and_some_layers_have_none():
 
 
 def test_a_mixture_that_does_not_say_how_many_experts_it_has_is_refused():
-    with pytest.raises(LayoutError, match="num_local_experts"):
+    with pytest.raises(SpecError, match="num_local_experts"):
         describe({key: value for key, value in config().items() if key != "num_local_experts"})
 
 
