@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from megatron_rl.batch.columns import TOKENS
+from megatron_rl.batch.columns import ERROR, TOKENS
 from megatron_rl.ops.logprobs import Sampling
+from tests.contracts.engines import broken_folder
 from tests.fakes.tiny_models import tiny_folder
 from tests.rollout.opening import asked, random_prompts
 from tests.rollout.scripted import order
@@ -75,3 +76,16 @@ def test_a_prefix_cache_filled_under_older_weights_is_not_read_under_newer_ones(
     logprobs, likeliest = expected_logprobs(tmp_path, after)
     assert torch.cat(likeliest).tolist() == after[TOKENS].values.tolist() != before[TOKENS].values.tolist()
     assert float(differences(vllm_serving.engine.score(after).rows(), logprobs).max()) < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_request_whose_numbers_are_not_finite_ends_at_its_first_piece_and_the_group_lives_on(
+    vllm_serving, vllm_folder, tmp_path, temperature
+):
+    engine, restarts = vllm_serving.engine, vllm_serving.engine.fleet.restarts
+    vllm_serving.publish(broken_folder(tmp_path))
+    rollouts = engine.generate(asked([[5, 6]] * 3, budgets=[60] * 3), Sampling(temperature=temperature))
+    assert all("response token 0" in error and "nan" in error for error in rollouts[ERROR])
+    vllm_serving.publish(vllm_folder)
+    assert engine.generate(asked([[5, 6]] * 3, budgets=[60] * 3))[ERROR] == [""] * 3
+    assert engine.fleet.restarts == restarts
