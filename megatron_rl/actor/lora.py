@@ -18,10 +18,10 @@ OF_MLP = frozenset(("gate_proj", "up_proj", "down_proj"))
 class LoraSettings:
     """Every weight of the model stays as it is; beside each target W stands a change alpha / rank * B A that learns."""
 
-    rank: int
+    rank: int = 32
     """Rows of A and columns of B."""
 
-    alpha: float
+    alpha: float = 64.0
     """The change is weighed by alpha / rank."""
 
     targets: tuple[Projection, ...] = PROJECTIONS

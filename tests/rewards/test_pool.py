@@ -64,12 +64,14 @@ def test_what_cannot_be_graded_scores_as_silence_does(moody):
     assert "no good" in graded[2].error
 
 
-def test_grades_do_not_depend_on_the_number_of_processes_nor_on_order(maths):
+def test_grades_do_not_depend_on_the_number_of_processes_nor_on_order():
     questions = ordinary(30)
-    with RewardPool(MATH, {}, JudgeSettings(processes=1)) as alone:
+    # A deadline that no busy machine makes anyone miss.
+    with RewardPool(MATH, {}, JudgeSettings(processes=1, deadline_s=60.0)) as alone:
         one = [each.score for each in alone.grade(questions)]
-    assert [each.score for each in maths.grade(questions)] == one
-    assert [each.score for each in maths.grade(questions[::-1])] == one[::-1]
+    with RewardPool(MATH, {}, JudgeSettings(processes=2, deadline_s=60.0)) as together:
+        assert [each.score for each in together.grade(questions)] == one
+        assert [each.score for each in together.grade(questions[::-1])] == one[::-1]
     assert {each.correct for each in one} == {0, 1}
 
 

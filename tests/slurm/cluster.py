@@ -129,7 +129,7 @@ class Slurm:
             )
 
 
-def wait_until(is_so: Callable[[], object], what: str, timeout_s: float = 120.0) -> None:
+def wait_until(is_so: Callable[[], object], what: str, timeout_s: float = 300.0) -> None:
     end = time.monotonic() + timeout_s
     while not is_so():
         assert time.monotonic() < end, f"waited {timeout_s} s for {what}"
