@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from megatron_rl.batch.columns import DICTIONARY, GROUP, Column
+from megatron_rl.batch.columns import DICTIONARY, GROUP, TOKENS, Column
 from megatron_rl.batch.ragged import Ragged, arrow_ragged, owned_array, view_ragged, view_tensor
 
 Values: TypeAlias = Tensor | Ragged | np.ndarray | Sequence[object]
@@ -41,7 +41,7 @@ class Batch:
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"a batch's columns must have one value per rollout, got the lengths {lengths}")
-        return cls(pa.table(arrays))
+        return cls(pa.table(arrays))._fitting(columns)
 
     @classmethod
     def concat(cls, batches: Iterable[Batch]) -> Batch:
@@ -121,7 +121,7 @@ class Batch:
             place = table.schema.get_field_index(column.name)
             field = pa.field(column.name, column.type)
             table = table.append_column(field, array) if place < 0 else table.set_column(place, field, array)
-        return Batch(table)
+        return Batch(table)._fitting(columns)
 
     def without(self, *columns: Column) -> Batch:
         return Batch(self.table.drop_columns([column.name for column in columns if column in self]))
@@ -167,6 +167,19 @@ class Batch:
         """Dense numbers 0.. of a column's distinct values, in order of first appearance."""
         codes = self._array(column).dictionary_encode().indices
         return torch.from_numpy(codes.to_numpy(zero_copy_only=False).astype(np.int64))
+
+    def _fitting(self, written: Iterable[Column]) -> Batch:
+        """Itself, if what was written has a value for every response token where it should."""
+        fitted = [column for column in written if column.is_per_token and TOKENS in self]
+        for column in fitted:
+            length_B, expected_B = self.ragged(column).length_B, self.ragged(TOKENS).length_B
+            if not torch.equal(length_B, expected_B):
+                row = int((length_B != expected_B).nonzero()[0])
+                raise ValueError(
+                    f"column '{column.name}' needs one value per response token: row {row} has {int(expected_B[row])} "
+                    f"tokens, got {int(length_B[row])} values"
+                )
+        return self
 
     def _array(self, column: Column) -> pa.Array:
         if column in self:

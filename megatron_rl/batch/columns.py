@@ -26,6 +26,8 @@ class Column:
     type: pa.DataType
     meaning: str
     default: float | None = None
+    is_per_token: bool = False
+    """Whether each of its lists has one value for every response token, as the batch then makes sure."""
 
     @property
     def is_ragged(self) -> bool:
@@ -33,10 +35,20 @@ class Column:
 
 
 _DICTIONARY: list[Column] = []
+_PER_TOKEN = {
+    "sampler_logprobs",
+    "loss_mask",
+    "token_versions",
+    "old_logprobs",
+    "reference_logprobs",
+    "values",
+    "returns",
+    "advantage",
+}
 
 
 def _declare(name: str, type: pa.DataType, meaning: str, default: float | None = None) -> Column:
-    column = Column(name=name, type=type, meaning=meaning, default=default)
+    column = Column(name=name, type=type, meaning=meaning, default=default, is_per_token=name in _PER_TOKEN)
     _DICTIONARY.append(column)
     return column
 

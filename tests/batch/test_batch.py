@@ -156,6 +156,14 @@ def test_rows_that_run_backwards_or_out_of_their_values_are_refused(offsets):
         small().with_columns(tokens=values)
 
 
+def test_a_column_of_the_tokens_has_one_value_for_each():
+    with pytest.raises(ValueError, match=r"column 'sampler_logprobs' needs .* row 2 has 0 tokens, got 1 values"):
+        small().with_columns(sampler_logprobs=[[-1, -1], [-1], [-1], [-1, -1]])
+    with pytest.raises(ValueError, match="row 0 has 1 tokens, got 2 values"):
+        Batch.of({TOKENS: [[1]], SAMPLER_LOGPROBS: [[-1, -1]]})
+    small().with_columns(prefix=[[1], [], [], []], tokens=[[1], [], [2], []], sampler_logprobs=[[-1], [], [-1], []])
+
+
 def test_an_empty_batch_has_no_groups():
     empty = small().where(torch.zeros(4, dtype=torch.uint8))
     assert (len(empty), empty.groups(), len(empty[TOKENS].values)) == (0, [], 0)
