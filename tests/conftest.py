@@ -30,7 +30,12 @@ NEEDS = {
 }
 
 
+LONG = ("slurm/test_jobs", "test_processes", "test_combinations", "test_configs", "actor/test_conversion")
+"""Files that take longest come first: begun last, one of them would keep a single worker busy at the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not str(item.path.with_suffix("")).endswith(LONG))
     asked = {name for name in NEEDS for item in items if item.get_closest_marker(name)}
     absent = {name: reason for name, (is_there, reason) in NEEDS.items() if name in asked and not is_there()}
     for item in items:
