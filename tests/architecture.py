@@ -22,7 +22,19 @@ FLOORS: Mapping[str, int] = (
     | dict.fromkeys((*IDEAS, *MACHINES), 3)
     | dict.fromkeys(("loop", "evaluate", "checkpoint", "replay"), 4)
     | dict.fromkeys(
-        ("cli", "commands", "launch", "assemble", "processes", "actor_rank", "preview", "diagnosis", "planner"), 5
+        (
+            "cli",
+            "commands",
+            "launch",
+            "assemble",
+            "ideas",
+            "processes",
+            "actor_rank",
+            "preview",
+            "diagnosis",
+            "planner",
+        ),
+        5,
     )
 )
 DOORS: Mapping[str, tuple[str, ...]] = {

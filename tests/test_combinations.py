@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from megatron_rl import launch
-from megatron_rl.assemble import read_ideas
+from megatron_rl.ideas import read_ideas
 from megatron_rl.spec.load import load
 from megatron_rl.spec.schema import SpecError
 from tests.killing import kill_after

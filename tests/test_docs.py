@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_rl.assemble import read_ideas
 from megatron_rl.cli import COMMANDS
+from megatron_rl.ideas import read_ideas
 from megatron_rl.spec.load import load
 
 HOME = Path(__file__).parents[1]

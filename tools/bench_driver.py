@@ -23,11 +23,12 @@ import numpy as np
 import torch
 
 from megatron_rl import loop
-from megatron_rl.assemble import Ideas, assemble, close, read_ideas
+from megatron_rl.assemble import assemble, close
 from megatron_rl.batch import columns
 from megatron_rl.batch.batch import Batch, Values
 from megatron_rl.batch.columns import Column
 from megatron_rl.batch.ragged import Ragged
+from megatron_rl.ideas import Ideas, read_ideas
 from megatron_rl.pipeline import DRAWN
 from megatron_rl.ports import Context, Stage, Update
 from megatron_rl.spec.load import SHIPPED, load

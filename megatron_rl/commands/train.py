@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from megatron_rl.budget import Budget
 from megatron_rl.commands.configuration import add_configuration, checked, folder_of
 from megatron_rl.commands.exits import DONE, FAILED, INTERRUPTED, STOPPED
+from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.spec.describe import describe
+from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError
 
 
@@ -23,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     spec = checked(arguments.config, arguments.settings)
     if arguments.dry_run:
-        from megatron_rl.preview import preview
-
-        print(preview(spec), end="")
+        print(_preview(arguments.config, spec), end="")
         return DONE
     from megatron_rl import launch
 
@@ -45,3 +46,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"the run in {folder} failed: {error}", file=sys.stderr)
         return FAILED
     return DONE
+
+
+def _preview(config: Path, spec: RunSpec) -> str:
+    """What is printed instead of training, once the ideas have been proved to fit together."""
+    from megatron_rl.ideas import read_ideas
+    from megatron_rl.preview import preview
+
+    read_ideas(spec)
+    try:
+        return preview(spec)
+    except LayoutError as error:
+        raise SpecError(f"{config}: {error}") from None

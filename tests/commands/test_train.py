@@ -4,8 +4,11 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from megatron_rl.cli import main
-from megatron_rl.commands.exits import DONE, INTERRUPTED, STOPPED
+from megatron_rl.commands.exits import DONE, INTERRUPTED, STOPPED, WRONG
+from megatron_rl.spec import files
 from tests.test_launch import data, digest, spec  # noqa: F401  # data is a fixture
 
 
@@ -16,6 +19,34 @@ def test_a_dry_run_prints_the_run_and_what_it_would_take_and_starts_nothing(data
     assert "max_tokens: 8" in out
     assert "# 4 prompts x 4 samples = 16 rows" in out
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("learn=[advantage]", "stage 'advantage' reads 'baseline'"),
+        ("learn=[]", "objective 'clipped' reads 'advantage'"),
+        ("collect=[judge]", "stage 'judge' reads 'response_text'"),
+        ("collect=[judge, generate]", "stage 'judge' reads 'response_text'"),
+        ("objective.clipped.low=-1", "objective clipped needs 0 <= low <= 1"),
+        ("objective.clipped.low=.inf", "objective clipped needs 0 <= low <= 1"),
+        ("objective.clipped.low=1e400", "objective clipped needs 0 <= low <= 1"),
+        ("learn=[optimal_value]", "optimal_value"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_refuse(data, tmp_path, capsys, setting, said):  # noqa: F811
+    spec(data, tmp_path)
+    assert main(["train", str(tmp_path / "run.yaml"), "--dry-run", setting]) == WRONG
+    out, err = capsys.readouterr()
+    assert (out, "Traceback" in err) == ("", False)
+    assert said in err
+
+
+def test_an_engine_whose_cut_the_model_does_not_have_is_refused_by_a_dry_run(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(files, "OPTIONAL", {})
+    spec(data, tmp_path)
+    assert main(["train", str(tmp_path / "run.yaml"), "--dry-run", "rollout={vllm: {tp: 7}}"]) == WRONG
+    assert "run.yaml: " in capsys.readouterr().err
 
 
 def test_out_of_time_has_an_exit_code_of_its_own_and_says_how_to_go_on(data, tmp_path, capfd):  # noqa: F811

@@ -6,9 +6,9 @@ import shlex
 import pytest
 
 from megatron_rl import launch
-from megatron_rl.assemble import read_ideas
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import BASELINE, REWARD
+from megatron_rl.ideas import read_ideas
 from megatron_rl.ports import Context
 from megatron_rl.spec.load import SHIPPED, load
 from megatron_rl.spec.schema import SpecError

@@ -1,0 +1,33 @@
+import subprocess
+import sys
+
+import pytest
+
+from megatron_rl.ideas import read_ideas
+from megatron_rl.samplers.uniform import Uniform
+from megatron_rl.spec.schema import SpecError
+from tests.test_launch import data, spec  # noqa: F401  # data is a fixture
+
+
+def test_ideas_are_built_and_say_what_they_need(data, tmp_path):  # noqa: F811
+    ideas = read_ideas(spec(data, tmp_path))
+    assert ideas.sampler == Uniform(prompts=4, samples=4)
+    assert [name for name, _ in ideas.collect] == ["generate", "judge"]
+    assert ideas.needs == {"engine", "judge", "actor"}
+
+
+def test_a_column_read_before_it_is_written_is_refused_at_load(data, tmp_path):  # noqa: F811
+    with pytest.raises(SpecError, match="stage 'advantage' reads 'baseline'"):
+        read_ideas(spec(data, tmp_path, "learn=[advantage]"))
+
+
+def test_every_unwritten_column_is_named(data, tmp_path):  # noqa: F811
+    with pytest.raises(SpecError) as refusal:
+        read_ideas(spec(data, tmp_path, "collect=[generate]", "learn=[group_baseline, importance_weight]"))
+    assert len([problem for problem in refusal.value.problems if "reads" in problem]) == 3
+
+
+def test_ideas_are_proved_without_waking_a_machine():
+    heavy = "{'megatron', 'vllm', 'ray', 'transformers'}"
+    script = f"import sys, megatron_rl.ideas; sys.exit(len({heavy} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
