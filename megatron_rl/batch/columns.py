@@ -35,22 +35,18 @@ class Column:
 
 
 _DICTIONARY: list[Column] = []
-_PER_TOKEN = {
-    "sampler_logprobs",
-    "loss_mask",
-    "token_versions",
-    "old_logprobs",
-    "reference_logprobs",
-    "values",
-    "returns",
-    "advantage",
-}
 
 
-def _declare(name: str, type: pa.DataType, meaning: str, default: float | None = None) -> Column:
-    column = Column(name=name, type=type, meaning=meaning, default=default, is_per_token=name in _PER_TOKEN)
+def _declare(
+    name: str, type: pa.DataType, meaning: str, default: float | None = None, *, is_per_token: bool = False
+) -> Column:
+    column = Column(name=name, type=type, meaning=meaning, default=default, is_per_token=is_per_token)
     _DICTIONARY.append(column)
     return column
+
+
+def _per_token(name: str, type: pa.DataType, meaning: str) -> Column:
+    return _declare(name, type, meaning, is_per_token=True)
 
 
 # The prompt, as the sampler draws it.
@@ -85,9 +81,11 @@ BUDGET = _declare("budget", INT, "most response tokens this rollout may have, it
 
 # The rollout, as the engine returns it.
 TOKENS = _declare("tokens", TOKEN_IDS, "the response, prefix first, end-of-sequence token included")
-SAMPLER_LOGPROBS = _declare("sampler_logprobs", TOKEN_FLOATS, "log-probability under the law each token was drawn from")
-LOSS_MASK = _declare("loss_mask", TOKEN_FLAGS, "1 where the token takes part in the loss")
-TOKEN_VERSIONS = _declare("token_versions", TOKEN_IDS, "version of the policy that wrote each token")
+SAMPLER_LOGPROBS = _per_token(
+    "sampler_logprobs", TOKEN_FLOATS, "log-probability under the law each token was drawn from"
+)
+LOSS_MASK = _per_token("loss_mask", TOKEN_FLAGS, "1 where the token takes part in the loss")
+TOKEN_VERSIONS = _per_token("token_versions", TOKEN_IDS, "version of the policy that wrote each token")
 REUSED = _declare("reused", INT, "leading response tokens that came from a draft instead of the engine", default=0)
 FINISH = _declare("finish", STRING, "'stop' (end token or stop string), 'length' (budget spent) or 'abort'")
 STATUS = _declare("status", STRING, "'ok' or 'failed'; a failed rollout has no tokens and its `error` says why")
@@ -106,16 +104,18 @@ KEPT = _declare(
 )
 
 # What the learn chain derives.
-OLD_LOGPROBS = _declare(
+OLD_LOGPROBS = _per_token(
     "old_logprobs", TOKEN_FLOATS, "actor log-probabilities before the first optimizer step of the update"
 )
-REFERENCE_LOGPROBS = _declare("reference_logprobs", TOKEN_FLOATS, "log-probabilities under the frozen reference policy")
-VALUES = _declare("values", TOKEN_FLOATS, "the critic's value before each response token")
-RETURNS = _declare("returns", TOKEN_FLOATS, "what the critic regresses on")
+REFERENCE_LOGPROBS = _per_token(
+    "reference_logprobs", TOKEN_FLOATS, "log-probabilities under the frozen reference policy"
+)
+VALUES = _per_token("values", TOKEN_FLOATS, "the critic's value before each response token")
+RETURNS = _per_token("returns", TOKEN_FLOATS, "what the critic regresses on")
 OPTIMAL_VALUE = _declare("optimal_value", FLOAT, "soft maximum of the reward under the reference policy (A*-PO)")
 BASELINE = _declare("baseline", FLOAT, "what is subtracted from the reward")
 SPREAD = _declare("spread", FLOAT, "what the centred reward is divided by", default=1.0)
-ADVANTAGE = _declare(
+ADVANTAGE = _per_token(
     "advantage", TOKEN_FLOATS, "weight of each token's log-probability; constant over an outcome-scored response"
 )
 LOSS_WEIGHT = _declare(
