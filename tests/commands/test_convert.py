@@ -38,7 +38,7 @@ def test_what_cannot_be_is_one_line_and_exit_code_two(source, tmp_path, capsys):
         (source,): "a conversion needs a target",
         (source, source): "exists; name a folder that does not",
         (source, tmp_path / "target", "--tp", 3): "do not divide over actor.tp = 3",
-        (strange, tmp_path / "target"): "did you mean 'llama'?",
+        (strange, tmp_path / "target"): "the nearest is 'llama'.",
         (tmp_path / "nowhere", tmp_path / "target"): "config.json does not exist",
         ("--verify", source): "only what was converted has a certificate",
     }
