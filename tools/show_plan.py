@@ -95,17 +95,21 @@ def read_layout(text: str, shape: ModelShape) -> Layout:
     kind, _, rest = text.partition(":")
     settings = dict(setting.split("=", 1) for setting in rest.split(",") if setting)
     stages = tuple(int(count) for count in settings.pop("layers", "").split("+") if count)
+    if wrong := [f"{name}={value}" for name, value in settings.items() if not value.isdecimal() or int(value) < 1]:
+        raise LayoutError(f"layout {text!r} says {wrong[0]}, which should be a whole number above 0.")
     numbers = {name: int(value) for name, value in settings.items()}
     known = {"megatron": {"tp", "pp", "vpp", "dp", "cp", "ep"}, "vllm": {"tp", "replicas"}, "hf": {"replicas"}}
     if kind not in known:
         raise LayoutError(f"layout {text!r} is of kind {kind!r}, but the kinds are {', '.join(known)}.")
     if strange := sorted(numbers.keys() - known[kind]):
         raise LayoutError(f"layout {text!r} sets {strange[0]!r}, but {kind} knows {', '.join(sorted(known[kind]))}.")
+    if stages and kind != "megatron":
+        raise LayoutError(f"layout {text!r} sets 'layers', but only megatron has stages.")
     if kind == "megatron":
         cut = dict.fromkeys(known[kind], 1) | numbers
         tp, pp, vpp, dp, cp, ep = (cut[name] for name in ("tp", "pp", "vpp", "dp", "cp", "ep"))
         return megatron_layout(shape, Parallel(tp=tp, pp=pp, vpp=vpp, dp=dp, cp=cp, ep=ep, stage_layers=stages))
-    return vllm_layout(shape, **numbers) if kind == "vllm" else huggingface_layout(shape, **numbers)
+    return vllm_layout(shape, **({"tp": 1} | numbers)) if kind == "vllm" else huggingface_layout(shape, **numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,9 +203,9 @@ def details(made: Planned, copies: int) -> str:
     ]
     shown = (
         (f"{copy.sender}", f"{copy.receiver}", spell(copy.source), spell(copy.target), f"{copy.elements}")
-        for copy in islice(chosen.copies(), copies)
+        for copy in islice(chosen.copies(), max(0, copies))
     )
-    if copies:
+    if copies > 0:
         lines += ["", table(("sender", "receiver", "from", "to", "elements"), shown)]
     return "\n".join(lines)
 

@@ -53,10 +53,14 @@ def _made(arguments: argparse.Namespace) -> Certificate:
         return conversion.verify(arguments.source)
     if arguments.target is None:
         raise SpecError("a conversion needs a target; name a folder that does not exist.")
+    cut = Parallel(tp=arguments.tp, pp=arguments.pp, vpp=arguments.vpp, stage_layers=arguments.stage_layers)
     if (arguments.source / CONFIGURATION).is_file():
+        if cut != Parallel():
+            raise SpecError(f"{arguments.source} is a Megatron checkpoint; an export has no cut, so leave it out.")
         return conversion.to_huggingface(arguments.source, arguments.target, arguments.like)
-    parallel = Parallel(tp=arguments.tp, pp=arguments.pp, vpp=arguments.vpp, stage_layers=arguments.stage_layers)
-    return conversion.to_megatron(arguments.source, arguments.target, parallel)
+    if arguments.like is not None:
+        raise SpecError(f"{arguments.source} has a config of its own; leave --like to exports of Megatron checkpoints.")
+    return conversion.to_megatron(arguments.source, arguments.target, cut)
 
 
 def _layers(text: str) -> tuple[int, ...]:

@@ -40,6 +40,7 @@ def test_what_cannot_be_is_one_line_and_exit_code_two(source, tmp_path, capsys):
         (source, tmp_path / "target", "--tp", 3): "do not divide over actor.tp = 3",
         (strange, tmp_path / "target"): "the nearest is 'llama'.",
         (tmp_path / "nowhere", tmp_path / "target"): "config.json does not exist",
+        (source, tmp_path / "target", "--like", source): "has a config of its own",
         ("--verify", source): "only what was converted has a certificate",
     }
     for arguments, reason in cases.items():

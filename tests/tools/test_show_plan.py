@@ -56,6 +56,8 @@ def test_any_two_layouts_of_a_config_are_planned(config, capsys):
     [
         ("sglang:tp=2", "is of kind 'sglang', but the kinds are megatron, vllm, hf"),
         ("vllm:pp=2", "sets 'pp', but vllm knows replicas, tp"),
+        ("vllm:tp=-2", "says tp=-2, which should be a whole number above 0"),
+        ("hf:layers=3", "sets 'layers', but only megatron has stages"),
         ("vllm:tp=16", "8 attention heads do not divide over 16"),
     ],
 )
