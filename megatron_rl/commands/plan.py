@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from megatron_rl.actor.architecture import Architecture, describe
@@ -17,6 +16,7 @@ from megatron_rl.planner.report import overrides, report, sbatch
 from megatron_rl.planner.run import Guess, lengths, of_run
 from megatron_rl.planner.search import predict, search
 from megatron_rl.planner.step import Forecast
+from megatron_rl.spec.files import read_object
 from megatron_rl.spec.load import load
 from megatron_rl.spec.schema import SpecError
 
@@ -138,15 +138,9 @@ def _guess(arguments: argparse.Namespace) -> Guess:
 def read(model: Path) -> dict[str, object]:
     """The config.json of this path or in this folder."""
     path = model / "config.json" if model.is_dir() else model
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpecError(f"{path} does not exist; name a config.json, or the model folder that holds it.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise SpecError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(config, dict):
-        raise SpecError(f"{path} should hold an object, but holds {config!r:.60}.")
-    return config
+    if not path.exists():
+        raise SpecError(f"{path} does not exist; name a config.json, or the model folder that holds it.")
+    return read_object(path, str(path))
 
 
 def _architecture(model: Path) -> Architecture:

@@ -40,15 +40,20 @@ def read_model_config(spec: RunSpec) -> dict[str, object]:
         )
         hint = f"; beside it are {', '.join(beside[:8])}" if beside else ""
         raise SpecError(f"{what}, which is no folder here{hint}.")
+    if not path.exists():
+        raise SpecError(f"{what}, which holds no config.json; it should be a Hugging Face model folder.")
+    return read_object(path, f"{what}, whose config.json")
+
+
+def read_object(path: Path, what: str) -> dict[str, object]:
+    """What a JSON file says; SpecError, whose sentence begins with `what`, unless that is names and values."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpecError(f"{what}, which holds no config.json; it should be a Hugging Face model folder.") from None
+        said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise SpecError(f"{what}, whose config.json cannot be read: {error}.") from None
-    if not isinstance(config, dict):
-        raise SpecError(f"{what}, whose config.json should hold an object, but holds {config!r:.60}.")
-    return config
+        raise SpecError(f"{what} cannot be read: {error}.") from None
+    if not isinstance(said, dict):
+        raise SpecError(f"{what} should hold an object, but holds {said!r:.60}.")
+    return said
 
 
 def check_inputs(spec: RunSpec, *, has_values: bool) -> None:
