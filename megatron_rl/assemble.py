@@ -16,6 +16,7 @@ from megatron_rl.actor.architecture import HfConfig, describe
 from megatron_rl.actor.megatron_actor import Origin
 from megatron_rl.actor.rope import frequencies
 from megatron_rl.actor.settings import ActorSettings, CriticSettings
+from megatron_rl.ahead import Ahead
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.memory import read_memory
 from megatron_rl.buffer import GroupBuffer
@@ -25,9 +26,9 @@ from megatron_rl.data.tokenizer import Tokenizer, decoder, load_tokenizer
 from megatron_rl.data.values import read_values
 from megatron_rl.evaluate import EvaluationSettings, HeldOut
 from megatron_rl.ideas import read_ideas
-from megatron_rl.loop import Run, Schedule
+from megatron_rl.loop import Feed, InTurn, Run, Schedule
 from megatron_rl.pipeline import chain
-from megatron_rl.ports import Context
+from megatron_rl.ports import Context, Telemetry
 from megatron_rl.processes import Apart, Cast, Engine, in_this_process
 from megatron_rl.replay import Replayed, replay
 from megatron_rl.rewards.pool import JudgeSettings, RewardPool
@@ -35,6 +36,7 @@ from megatron_rl.rollout.blueprint import Blueprint
 from megatron_rl.rollout.embedded import Embedded
 from megatron_rl.rollout.settings import SamplingSettings
 from megatron_rl.rollout.vllm import ServedModel, Vllm
+from megatron_rl.rollout.vllm_engine import VllmEngine
 from megatron_rl.rollout.vocabulary import Vocabulary, end_tokens
 from megatron_rl.spec.resolve import build
 from megatron_rl.spec.run import ModelSettings, RunSettings, RunSpec
@@ -67,11 +69,12 @@ def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
     telemetry = open_telemetry(
         _settings(spec, "telemetry", TelemetrySettings), folder, spec.plain, piece=_piece(tokenizer)
     )
-    engine.progress = telemetry.wave
+    schedule = _settings(spec, "schedule", Schedule)
     return Run(
         folder=folder,
         seed=run.seed,
-        schedule=_settings(spec, "schedule", Schedule),
+        schedule=schedule,
+        feed=_feed(schedule, engine, telemetry),
         sampler=ideas.sampler,
         collect=chain(ideas.collect),
         learn=chain(ideas.learn),
@@ -113,7 +116,8 @@ def value_fingerprint(spec: RunSpec) -> dict[str, object]:
 
 
 def close(run: Run, reason: str) -> None:
-    """Ends every machine of the run."""
+    """Ends every machine of the run, once nobody is at work on them."""
+    run.feed.close()
     run.telemetry.close(reason)
     for name in ("judge", "engine", "actor", "inlet", "cluster"):
         if name in run.machines:
@@ -176,6 +180,18 @@ def _cast(spec: RunSpec, origin: Origin, engine: Engine) -> Cast:
         return in_this_process(settings, origin, run.seed, engine)
     cluster, logs = _settings(spec, "cluster", ClusterSettings), run.folder / run.name / "logs"
     return Apart(settings=settings, origin=origin, seed=run.seed, cluster=cluster, logs=logs).start(engine)
+
+
+def _feed(schedule: Schedule, engine: Engine, telemetry: Telemetry) -> Feed:
+    """How batches come to the steps; it shows the engine's progress."""
+    if not schedule.ahead:
+        engine.progress = telemetry.wave
+        return InTurn()
+    ahead = Ahead(schedule.ahead)
+    engine.progress = ahead.watched(telemetry.wave)
+    if isinstance(engine, VllmEngine):
+        engine.send_only_when_published()
+    return ahead
 
 
 def _judge(spec: RunSpec) -> RewardPool:

@@ -2,16 +2,21 @@
 
 Three rules follow from columns alone: a decision is made once, what is decided is used, and an idea gets the company it
 asks for. For what columns cannot tell, a class says `conflicts` or `requires`: names of other ideas, with the reason.
+Collecting ahead adds rules of its own, since two threads then work at the same time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from megatron_rl.batch.columns import DICTIONARY, Column
+from megatron_rl.batch.columns import ADVANTAGE, DICTIONARY, SAMPLER_LOGPROBS, Column
+from megatron_rl.pipeline import slot_of
 from megatron_rl.ports import Objective, Sampler, Stage
 
 Named = tuple[str, Sampler | Stage | Objective]
+
+LEARNING, COLLECTING = ("actor", "critic"), ("engine", "judge")
+"""Machines that are busy while the actor learns, and while rollouts are written."""
 
 
 def check_combination(
@@ -26,6 +31,52 @@ def check_combination(
         *_overwritten((*collect, *learn)),
         *_unused(learn, objective),
     ]
+
+
+def check_ahead(
+    sampler: tuple[str, Sampler],
+    collect: Sequence[tuple[str, Stage]],
+    learn: Sequence[tuple[str, Stage]],
+    objective: tuple[str, Objective],
+) -> list[str]:
+    """One sentence for all that cannot be while rollouts are written ahead; empty when everything can."""
+    return [
+        *_busy("collect", collect, LEARNING, "which learns at that time"),
+        *_busy("learn", learn, COLLECTING, "which is at work on later rollouts at that time"),
+        *_shared_memory(sampler, collect, learn),
+        *_uncorrected(objective),
+    ]
+
+
+def _busy(chain: str, stages: Sequence[tuple[str, Stage]], machines: Sequence[str], why: str) -> Iterator[str]:
+    for name, stage in stages:
+        for machine in sorted({*getattr(stage, "uses", ())} & {*machines}):
+            yield (
+                f"'{name}' asks the {machine} in `{chain}`, {why}; leave schedule.ahead at 0, or do without it there."
+            )
+
+
+def _shared_memory(
+    sampler: tuple[str, Sampler], collect: Sequence[tuple[str, Stage]], learn: Sequence[tuple[str, Stage]]
+) -> Iterator[str]:
+    collecting = {slot_of(idea, name): name for name, idea in (sampler, *collect)}
+    for name, stage in learn:
+        if (other := collecting.get(slot_of(stage, name))) is not None:
+            yield (
+                f"'{name}' in `learn` shares the memory of '{other}', which collects ahead of it; leave schedule.ahead "
+                "at 0, or move it to `collect`."
+            )
+
+
+def _uncorrected(objective: tuple[str, Objective]) -> Iterator[str]:
+    """An advantage is weighed under the policy as it is; rollouts of an older one need their weight."""
+    name, priced = objective
+    read = {column.name for column in priced.reads}
+    if ADVANTAGE.name in read and SAMPLER_LOGPROBS.name not in read:
+        yield (
+            f"schedule.ahead has rollouts written by older weights, for which objective '{name}' does not correct: it "
+            f"never reads '{SAMPLER_LOGPROBS.name}'; set its `truncate`, normally to 2.0."
+        )
 
 
 def _disagreements(ideas: Sequence[Named]) -> Iterator[str]:
@@ -62,7 +113,7 @@ def _unused(learn: Sequence[tuple[str, Stage]], objective: tuple[str, Objective]
         later = {column.name for reads in readers[place + 1 :] for column in reads}
         written = [column for column in stage.writes if column.name in DICTIONARY]
         # A stage that asks a machine may be there for what it does, and one with columns of its own for the record.
-        does_more = getattr(type(stage), "uses", ()) or len(written) < len(stage.writes)
+        does_more = getattr(stage, "uses", ()) or len(written) < len(stage.writes)
         if written and not does_more and not later & {column.name for column in written}:
             columns = " and ".join(f"'{column.name}'" for column in written)
             yield (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_rl.batch.columns import REFERENCE_REWARDS
-from megatron_rl.combining import check_combination
+from megatron_rl.combining import check_ahead, check_combination
 from megatron_rl.pipeline import check_wiring
 from megatron_rl.ports import Sampler, Stage
 from megatron_rl.spec.resolve import build
@@ -25,7 +25,7 @@ class Ideas:
     @property
     def needs(self) -> set[str]:
         """The machines that some stage asks for."""
-        return {need for _, stage in (*self.collect, *self.learn) for need in getattr(type(stage), "uses", ())}
+        return {need for _, stage in (*self.collect, *self.learn) for need in getattr(stage, "uses", ())}
 
 
 def read_ideas(spec: RunSpec) -> Ideas:
@@ -39,6 +39,8 @@ def read_ideas(spec: RunSpec) -> Ideas:
     problems = check_wiring(written, stages["collect"], stages["learn"], named)  # type: ignore[arg-type]
     chosen = (spec.choices["sampler"].name, sampler)
     problems += check_combination(chosen, stages["collect"], stages["learn"], named)  # type: ignore[arg-type]
+    if spec.settings["schedule"].values["ahead"]:
+        problems += check_ahead(chosen, stages["collect"], stages["learn"], named)  # type: ignore[arg-type]
     if problems:
         raise SpecError([f"{spec.files[0]}: {problem}" for problem in problems])
     collect, learn = stages["collect"], stages["learn"]

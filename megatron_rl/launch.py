@@ -25,7 +25,9 @@ from megatron_rl.spec.schema import SpecError
 
 CUT = tuple(f"actor.{name}" for name in ("tp", "pp", "vpp", "dp", "ep", "sequence_parallel", "stage_layers"))
 """How the actor is cut over ranks: parameters and moments are the same at any other, last bits of a step are not."""
-MAY_CHANGE = ("schedule.", "telemetry.", "evaluation.", "run.folder", "cluster.", *CUT)
+SCHEDULE = tuple(f"schedule.{name}" for name in ("steps", "save_every", "keep", "evaluate_every", "max_waves"))
+"""When a run ends, saves and measures; `schedule.ahead` says which weights write what."""
+MAY_CHANGE = (*SCHEDULE, "telemetry.", "evaluation.", "run.folder", "cluster.", *CUT)
 """Keys that a resumed run may have otherwise than when it began."""
 
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from annotated_types import Ge
 
@@ -45,6 +45,41 @@ class Schedule:
     evaluate_every: Annotated[int, Ge(0)] = 0
     max_waves: Annotated[int, Ge(1)] = 50
     """Trips to the engine without a full batch before the run stops and says so."""
+    ahead: Annotated[int, Ge(0)] = 0
+    """Steps by which rollouts are written ahead while the actor learns; they lag by as many versions. 0 takes turns."""
+
+
+class Feed(Protocol):
+    """Hands every step its batch, and says when nobody is collecting."""
+
+    def next_batch(self, run: Run, context: Context) -> Batch:
+        """What this step learns from. The engine may go on collecting for later ones."""
+
+    def rest(self, run: Run) -> None:
+        """Returns when nobody is collecting: weights may change, and the run's memories are whole."""
+
+    def close(self) -> None: ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """What is to be said of the step in hand."""
+
+
+class InTurn:
+    """Collects when it is asked: the engine rests while the actor learns."""
+
+    def next_batch(self, run: Run, context: Context) -> Batch:
+        return next_batch(run, context)
+
+    def rest(self, run: Run) -> None:
+        """Nobody ever is."""
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        return {}
 
 
 @dataclass(kw_only=True)
@@ -64,6 +99,7 @@ class Run:
     machines: Mapping[str, object]
     telemetry: Telemetry
     evaluator: Evaluator | None = None
+    feed: Feed = field(default_factory=InTurn)
     facts: Mapping[str, object] = field(default_factory=dict)
     memories: Memories = field(default_factory=dict)
     step: int = 0
@@ -107,11 +143,13 @@ def train(run: Run) -> None:
     _tell(run, _evaluate(run, due=run.step == 0 and run.schedule.evaluate_every > 0))
     for step in run.steps():
         with run.timer("collect"):
-            batch = next_batch(run, run.context(version))
+            batch = run.feed.next_batch(run, run.context(version))
         with run.timer("learn"):
             batch, run.memories = run.learn(batch, run.memories, run.context(version), partial(run.part, "learn"))
         with run.timer("update"):
             update = _update(run, batch)
+        with run.timer("collect"):
+            run.feed.rest(run)
         with run.timer("publish"):
             version = run.weights.publish(step + 1)
         run.step = step + 1
@@ -126,7 +164,7 @@ def next_batch(run: Run, context: Context) -> Batch:
     """Draws, collects and buffers waves until one update's whole groups are there."""
     for _ in range(run.schedule.max_waves):
         with run.part("collect", BUFFER):
-            batch, buffered = run.buffer.take(run.memories.get(BUFFER), context.version)
+            batch, buffered = run.buffer.take(run.memories.get(BUFFER), context.step)
         run.memories = {**run.memories, BUFFER: buffered}
         if batch is not None:
             return batch
@@ -220,6 +258,6 @@ def _record(run: Run, batch: Batch, update: Update) -> StepRecord:
         step=run.step,
         seconds={**run.seconds, **before},
         parts=dict(run.parts),
-        metrics={**batch.metrics, **update.metrics, **run.weights.metrics},
+        metrics={**batch.metrics, **update.metrics, **run.weights.metrics, **run.feed.metrics},
         rollouts=len(batch),
     )

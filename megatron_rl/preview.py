@@ -37,6 +37,7 @@ def lines(spec: RunSpec) -> Iterator[str]:
     source, target = megatron_layout(shape, actor), _engine_layout(shape, spec.choices["rollout"])
     yield weights(source, target, 4 if actor.precision.compute == "fp32" else 2)
     yield memory(shape, actor)
+    yield order(_number(spec.settings["schedule"].values, "ahead"))
 
 
 def equation(spec: RunSpec, actor: ActorSettings) -> str:
@@ -64,6 +65,16 @@ def processes(actor: ActorSettings, rollout: Part) -> Iterator[str]:
         return
     cut = " x ".join(f"{name} {getattr(actor, name)}" for name in ("tp", "pp", "dp") if getattr(actor, name) > 1)
     yield f"processes: {actor.world} ranks under Ray ({cut}){beside or ', the engine in the driver'}"
+
+
+def order(ahead: int) -> str:
+    """Which weights write the batch of a step."""
+    if not ahead:
+        return "order: collect, learn, publish, in turn; batch s is written by version s"
+    return (
+        f"order: batch s + {ahead} is written while the actor learns from batch s; batch s is written by version "
+        f"max(0, s - {ahead})"
+    )
 
 
 def weights(source: Layout, target: Layout, item_bytes: int) -> str:

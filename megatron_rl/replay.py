@@ -59,7 +59,7 @@ def replay(chain: Chain, recorded: Batch, memories: Memories, context: Context) 
     batch, skipped = recorded, list[str]()
     written: dict[str, Column] = {}
     for step in chain.steps:
-        if MACHINES & set(getattr(type(step.stage), "uses", ())):
+        if MACHINES & set(getattr(step.stage, "uses", ())):
             skipped.append(step.name)
             continue
         before = kept.get(step.slot)

@@ -1,7 +1,7 @@
 import pyarrow as pa
 
-from megatron_rl.batch.columns import ADVANTAGE, BASELINE, KEPT, REWARD, SPREAD, Column
-from megatron_rl.combining import check_combination
+from megatron_rl.batch.columns import ADVANTAGE, BASELINE, KEPT, REWARD, SAMPLER_LOGPROBS, SPREAD, Column
+from megatron_rl.combining import check_ahead, check_combination
 
 
 class Idea:
@@ -67,3 +67,39 @@ def test_an_idea_names_what_it_cannot_stand_and_what_it_cannot_be_without():
     (problem,) = check([], sampler=("lonely", Lonely()))
     assert problem == "'lonely' needs 'friend' beside it: it cannot be alone."
     assert check([], sampler=("lonely", Lonely()), collect=[("friend", Idea())]) == []
+
+
+class Scores(Idea):
+    uses = ("actor",)
+
+
+class Remembers(Idea):
+    slot = "shared"
+
+
+CORRECTED = ("clipped", Idea(reads=(ADVANTAGE, SAMPLER_LOGPROBS)))
+
+
+def ahead(collect=(), learn=(), objective=CORRECTED):
+    return check_ahead(UNIFORM, collect, learn, objective)
+
+
+def test_ahead_of_the_actor_nothing_asks_it_and_beside_the_engine_nothing_asks_that():
+    assert ahead(collect=[("writes", Asks())], learn=[("scores", Scores())]) == []
+    (problem,) = ahead(collect=[("scores", Scores())])
+    assert problem.startswith("'scores' asks the actor in `collect`, which learns at that time; leave schedule.ahead")
+    (problem,) = ahead(learn=[("writes", Asks())])
+    assert "'writes' asks the engine in `learn`" in problem
+
+
+def test_no_memory_is_moved_from_both_sides_at_once():
+    (problem,) = ahead(collect=[("one", Remembers())], learn=[("two", Remembers())])
+    assert "'two' in `learn` shares the memory of 'one'" in problem
+    (problem,) = ahead(learn=[("uniform", Idea())])
+    assert "shares the memory of 'uniform'" in problem
+
+
+def test_an_advantage_over_older_rollouts_needs_its_correction_and_a_regression_does_not():
+    (problem,) = ahead(objective=CLIPPED)
+    assert "objective 'clipped' does not correct" in problem
+    assert ahead(objective=("regression", Idea(reads=(REWARD,)))) == []

@@ -20,6 +20,14 @@ def test_processes_weights_and_memory_follow_from_the_cut(data, tmp_path):  # no
     assert abs(whole - 2 * shared) < 0.2
 
 
+def test_the_order_says_which_weights_write_what(data, tmp_path):  # noqa: F811
+    *_, last = lines(spec(data, tmp_path))
+    assert last == "order: collect, learn, publish, in turn; batch s is written by version s"
+    *_, last = lines(spec(data, tmp_path, "schedule.ahead=2"))
+    assert "batch s + 2 is written while the actor learns from batch s" in last
+    assert last.endswith("by version max(0, s - 2)")
+
+
 def test_the_text_is_still_the_run(data, tmp_path):  # noqa: F811
     run = spec(data, tmp_path)
     again = tmp_path / "again.yaml"

@@ -30,6 +30,7 @@ class Guess(NamedTuple):
     """Of a response's tokens, where drafts are reused at all."""
     judging: Judging = Judging()
     ahead: int = 0
+    """Where the run does not say it."""
 
 
 def lengths(most: int, guess: Guess) -> Lengths:
@@ -86,7 +87,7 @@ def _job(spec: RunSpec, actor: ActorSettings, guess: Guess) -> Job:
         judging=guess.judging,
         screen=screen,
         drafted=guess.drafted if "drafts.reuse" in stages else 0.0,
-        ahead=guess.ahead,
+        ahead=guess.ahead or _number(spec.settings["schedule"].values, "ahead", 0),
     )
 
 

@@ -84,6 +84,13 @@ class VllmEngine:
         """Says what sends the weights; `send` sends those of the version being served once more, where that can be."""
         self.fleet.expect(source, send)
 
+    def send_only_when_published(self) -> None:
+        """Nothing is sent once more: the actor learns while the groups write, so its weights are another version's.
+
+        A group that was lost then waits for the next version, and its requests go to the others.
+        """
+        self.fleet.send = None
+
     def begin(self, version: int) -> Delivery:
         """Every group waits for this version. Nothing is served until `serve`."""
         self.version = -1

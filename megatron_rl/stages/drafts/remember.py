@@ -36,14 +36,14 @@ class Remember:
     """Writes no column; replaces the drafts of the wave's prompts by its responses, filtered groups included.
 
     A draft's log-probabilities are those of the policy that stands behind the whole response now, from the side that
-    `drafts.reuse` asks: the engine's own, or a forward pass of the actor.
+    `drafts.reuse` asks, and says that it does: the engine's own, or a forward pass of the actor.
     """
 
     slot: ClassVar[str] = "drafts"
     requires: ClassVar = {"drafts.reuse": "nothing else reads the drafts, and it opens the memory they are kept in"}
     reads = (*CACHED, STATUS)
     writes = ()
-    uses: ClassVar[tuple[str, ...]] = ("engine", "actor")
+    uses: ClassVar[tuple[str, ...]] = ("engine",)
 
     max_age_epochs: int = 2
     """Drafts that were not renewed for longer are forgotten."""

@@ -76,7 +76,6 @@ class Reuse:
     requires: ClassVar = {"drafts.remember": "there are no drafts unless it keeps the responses"}
     reads = (PROMPT_ID, GROUP, SLOT, PROMPT_TOKENS, EPOCH, PHASE)
     writes = (PREFIX, PREFIX_LOGPROBS, PREFIX_FINISH, RESPONSE_TEXT, REUSED, DRAFT_WEIGHTS)
-    uses: ClassVar[tuple[str, ...]] = ("engine", "actor")
 
     log_lenience: float = 0.5
     """Natural logarithm of the lenience; 0 is the vanilla rule, negative is stricter, .inf keeps everything."""
@@ -100,6 +99,10 @@ class Reuse:
                 f"drafts.reuse: laws is {self.laws} with log_lenience {self.log_lenience} and side '{self.side}'; "
                 "exact reuse needs laws of at least 0, a log_lenience of at most 0, and the engine's side"
             )
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ("engine",) if self.side == "engine" else ("engine", "actor")
 
     def __call__(self, batch: Batch, memory: Memory, context: Context) -> tuple[Batch, Memory]:
         state = dict(memory) if isinstance(memory, Mapping) else dict(NOTHING)
