@@ -61,7 +61,7 @@ def save(root: Path, step: int, actor: Actor, memory: Memory, facts: Mapping[str
         raise
     _flush(root)
     _switch(root / "latest", final.name, seal)
-    for other in _folders(root):
+    for other in folders(root):
         if _order(other)[0] == step and other != final:
             shutil.rmtree(other)
     return Saved(folder=final, step=step, facts=facts)
@@ -73,7 +73,7 @@ def latest(root: Path) -> Path | None:
     A first save killed before `latest` was written, or a lost `latest`, leaves whole folders that nothing names: then
     the newest is meant, since a run that began again would end in their being pruned.
     """
-    pointer, there = root / "latest", _folders(root)
+    pointer, there = root / "latest", folders(root)
     if not pointer.exists():
         whole = [folder for folder in there if (folder / "manifest.json").exists()]
         if there and not whole:
@@ -123,8 +123,8 @@ def verify(folder: Path) -> Saved:
 def prune(root: Path, keep: int) -> list[Path]:
     """Removes all but the newest `keep` checkpoints; never the one `latest` names. Returns what was removed."""
     current = latest(root)
-    folders = _folders(root)
-    removed = [path for path in folders[: max(0, len(folders) - keep)] if path != current]
+    there = folders(root)
+    removed = [path for path in there[: max(0, len(there) - keep)] if path != current]
     for path in removed:
         shutil.rmtree(path)
     return removed
@@ -140,7 +140,7 @@ def _free_name(root: Path, step: int) -> Path:
     )
 
 
-def _folders(root: Path) -> list[Path]:
+def folders(root: Path) -> list[Path]:
     """What has been saved, oldest first."""
     return sorted((path for path in root.glob("step_*") if _NAME.fullmatch(path.name) and path.is_dir()), key=_order)
 

@@ -22,13 +22,15 @@ COMMANDS: Final[Mapping[str, str]] = {
     "values": "Stores the reference policy's rewards per prompt, for A*-PO.",
     "evaluate": "Measures a run's checkpoint, or a configuration's model, on held-out prompts.",
     "replay": "Runs a chain of stages on the rollouts that a run has kept, and shows what changes.",
+    "verify-resume": "Proves of a run that stopping and resuming equals never having stopped.",
     "report": "Draws one or several runs as one HTML file that opens offline.",
     "plan": "Says what a run would need and take on a cluster, and which layout is fastest, without a GPU.",
     "doctor": "Says what this machine offers, or what went wrong first in a run.",
+    "bundle": "Packs what a bug report needs of a run: no weights, no prompts, no secrets.",
     "data": "Converts a published data set to prompts, or makes prompts offline.",
     "convert": "Converts Hugging Face folders to checkpoints and back.",
 }
-"""Each is a file of `commands/`."""
+"""Each is a file of `commands/`, where a dash is an underscore."""
 
 
 class Command(Protocol):
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"there is no command '{name}'{nearest(name, COMMANDS)}.", file=sys.stderr)
         return WRONG
-    command: Command = import_module(f"{commands.__name__}.{name}")
+    command: Command = import_module(f"{commands.__name__}.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"megatron-rl {name}", description=COMMANDS[name], allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     try:
@@ -77,7 +79,7 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpar
 
 
 def _overview() -> str:
-    lines = [f"  megatron-rl {name:<10} {meaning}" for name, meaning in COMMANDS.items()]
+    lines = [f"  megatron-rl {name:<14} {meaning}" for name, meaning in COMMANDS.items()]
     codes = str(__doc__).split("\n\n")[1]
     return "\n".join(["Usage: megatron-rl COMMAND …; COMMAND --help says more.", "", *lines, "", codes.strip()])
 

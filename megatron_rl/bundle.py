@@ -1,0 +1,107 @@
+"""What a bug report needs of a run, in one archive that says nothing it should not.
+
+    what_happened.txt  environment.txt  checkpoints.txt  last_step.json  spec.yaml  plan.txt  metrics.jsonl  logs/…
+
+Weights are never in it, prompts and rollouts only where they were asked for; of long files the end is.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from megatron_rl.checkpoint import folders
+from megatron_rl.diagnosis import first_failure
+from megatron_rl.redaction import GONE, Redaction, is_secret
+
+HEAD_LINES: Final = 50
+TAIL_LINES: Final = 400
+TOLD_OF_ENVIRONMENT: Final = (
+    *("SLURM_", "RAY_", "NCCL_", "CUDA_", "OMP_", "TORCH_", "PYTORCH_", "NVTE_", "VLLM_", "MEGATRON_", "GLOO_", "UCX_"),
+    *("PYTHON", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONTAINER", "MOUNTS", "MAX_RESTARTS", "MARGIN_S"),
+)
+"""Variables whose values explain runs; of the others not even the names are told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What goes into the bundle of a run; more than its folder holds is given by whoever asks."""
+
+    run: Path
+    environment: Mapping[str, str]
+    plan: str
+    """What the run would need and take."""
+    logs: tuple[Path, ...] = ()
+    """Further logs, of a Slurm job for one."""
+    rollouts: bool = False
+    """Whether the last step's prompts and responses go with it."""
+
+
+def gather(asked: Asked, redact: Redaction) -> dict[str, bytes]:
+    """What the archive holds, by name; what the run lacks is left out."""
+    run, metrics = asked.run, _lines(asked.run / "metrics.jsonl")
+    texts = {
+        "what_happened.txt": f"{first_failure(run)}\n",
+        "plan.txt": asked.plan,
+        "environment.txt": "".join(f"{line}\n" for line in _told(asked.environment)),
+        "checkpoints.txt": "".join(f"{line}\n" for line in _checkpoints(run / "checkpoints")),
+        "last_step.json": _last_step(metrics),
+        "metrics.jsonl": "\n".join(metrics[-TAIL_LINES:]),
+    }
+    texts |= {name: "\n".join(_lines(run / name)) for name in ("spec.yaml", "environment.json")}
+    logs = sorted(path for path in (run / "logs").rglob("*.log") if not path.is_symlink())
+    texts |= {str(path.relative_to(run)): _ends(_lines(path)) for path in logs}
+    texts |= {f"logs/given/{number}_{path.name}": _ends(_lines(path)) for number, path in enumerate(asked.logs)}
+    members = {name: redact(text).encode() for name, text in texts.items() if text}
+    if asked.rollouts:
+        kept = sorted((run / "rollouts").glob("step_*.parquet"))[-1:]
+        members |= {str(path.relative_to(run)): path.read_bytes() for path in kept}
+    return members
+
+
+def write(members: Mapping[str, bytes], target: Path) -> None:
+    """A compressed archive whose entries belong to nobody."""
+    with tarfile.open(target, "w:gz") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(f"bundle/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+def _told(environment: Mapping[str, str]) -> Iterator[str]:
+    for name, value in sorted(environment.items()):
+        if name.startswith(TOLD_OF_ENVIRONMENT):
+            yield f"{name}={GONE if is_secret(name) else value}"
+
+
+def _checkpoints(root: Path) -> Iterator[str]:
+    """Every file by name and size, and what `latest` says, without the digests."""
+    if (root / "latest").is_file():
+        yield f"latest: {(root / 'latest').read_text(errors='replace').partition(' ')[0]}"
+    for folder in folders(root):
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                yield f"{path.relative_to(root)} {path.stat().st_size} bytes"
+        if not (folder / "manifest.json").is_file():
+            yield f"{folder.name} has no manifest.json"
+
+
+def _last_step(metrics: list[str]) -> str:
+    steps = [line for line in metrics if '"kind": "step"' in line and line.endswith("}")]
+    return json.dumps(json.loads(steps[-1]), indent=1) if steps else ""
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
+def _ends(lines: list[str]) -> str:
+    if len(lines) <= HEAD_LINES + TAIL_LINES:
+        return "\n".join(lines)
+    left_out = len(lines) - HEAD_LINES - TAIL_LINES
+    return "\n".join([*lines[:HEAD_LINES], f"… {left_out} lines left out …", *lines[-TAIL_LINES:]])
