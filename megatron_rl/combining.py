@@ -1,7 +1,7 @@
 """What may stand together in one configuration: refused at load, with the reason, where the result could not be right.
 
 Three rules follow from columns alone: a decision is made once, what is decided is used, and an idea gets the company it
-asks for. For what columns cannot tell, a class says `conflicts` or `requires`: names of other ideas, with the reason.
+asks for. For what columns cannot tell, an idea says `conflicts` or `requires`: names of other ideas, with the reason.
 Collecting ahead adds rules of its own, since two threads then work at the same time.
 """
 
@@ -30,6 +30,7 @@ def check_combination(
         *_disagreements((sampler, *collect, *learn, objective)),
         *_overwritten((*collect, *learn)),
         *_unused(learn, objective),
+        *_uncorrected_tokens(collect, objective),
     ]
 
 
@@ -44,7 +45,7 @@ def check_ahead(
         *_busy("collect", collect, LEARNING, "which learns at that time"),
         *_busy("learn", learn, COLLECTING, "which is at work on later rollouts at that time"),
         *_shared_memory(sampler, collect, learn),
-        *_uncorrected(objective),
+        *_uncorrected(objective, "schedule.ahead"),
     ]
 
 
@@ -68,15 +69,22 @@ def _shared_memory(
             )
 
 
-def _uncorrected(objective: tuple[str, Objective]) -> Iterator[str]:
-    """An advantage is weighed under the policy as it is; rollouts of an older one need their weight."""
+def _uncorrected(objective: tuple[str, Objective], cause: str) -> list[str]:
+    """An advantage is weighed under the policy as it is; tokens of an older one need their weight."""
     name, priced = objective
     read = {column.name for column in priced.reads}
-    if ADVANTAGE.name in read and SAMPLER_LOGPROBS.name not in read:
-        yield (
-            f"schedule.ahead has rollouts written by older weights, for which objective '{name}' does not correct: it "
-            f"never reads '{SAMPLER_LOGPROBS.name}'; set its `truncate`, normally to 2.0."
-        )
+    if ADVANTAGE.name not in read or SAMPLER_LOGPROBS.name in read:
+        return []
+    return [
+        f"{cause} has tokens written by older weights, for which objective '{name}' does not correct: it never reads "
+        f"'{SAMPLER_LOGPROBS.name}'; set its `truncate`, normally to 2.0."
+    ]
+
+
+def _uncorrected_tokens(collect: Sequence[tuple[str, Stage]], objective: tuple[str, Objective]) -> Iterator[str]:
+    for name, stage in collect:
+        if getattr(stage, "mixes_versions", False):
+            yield from _uncorrected(objective, f"'{name}'")
 
 
 def _disagreements(ideas: Sequence[Named]) -> Iterator[str]:
@@ -123,7 +131,7 @@ def _unused(learn: Sequence[tuple[str, Stage]], objective: tuple[str, Objective]
 
 
 def _said(idea: object, what: str) -> Mapping[str, str]:
-    said: Mapping[str, str] = getattr(type(idea), what, {})
+    said: Mapping[str, str] = getattr(idea, what, {})
     return said
 
 

@@ -29,6 +29,7 @@ BASELINES = Idea(reads=(REWARD,), writes=(BASELINE,))
 ADVANTAGES = Idea(reads=(REWARD, BASELINE, SPREAD), writes=(ADVANTAGE,))
 UNIFORM = ("uniform", Idea())
 CLIPPED = ("clipped", Idea(reads=(ADVANTAGE,)))
+CORRECTED = ("clipped", Idea(reads=(ADVANTAGE, SAMPLER_LOGPROBS)))
 
 
 def check(learn, collect=(), objective=CLIPPED, sampler=UNIFORM):
@@ -69,15 +70,35 @@ def test_an_idea_names_what_it_cannot_stand_and_what_it_cannot_be_without():
     assert check([], sampler=("lonely", Lonely()), collect=[("friend", Idea())]) == []
 
 
+class Particular(Idea):
+    @property
+    def conflicts(self):
+        return {"other": "not with these fields"} if self.reads else {}
+
+
+class Mixes(Idea):
+    mixes_versions = True
+
+
+def test_what_an_idea_cannot_stand_may_depend_on_its_fields():
+    other = ("other", Idea(writes=(KEPT,)))
+    assert check([], collect=[("particular", Particular()), other]) == []
+    (problem,) = check([], collect=[("particular", Particular(reads=(REWARD,))), other])
+    assert "not with these fields" in problem
+
+
+def test_responses_of_several_versions_need_their_correction():
+    (problem,) = check([], collect=[("mixes", Mixes())])
+    assert problem.startswith("'mixes' has tokens written by older weights, for which objective 'clipped' does not")
+    assert check([], collect=[("mixes", Mixes())], objective=CORRECTED) == []
+
+
 class Scores(Idea):
     uses = ("actor",)
 
 
 class Remembers(Idea):
     slot = "shared"
-
-
-CORRECTED = ("clipped", Idea(reads=(ADVANTAGE, SAMPLER_LOGPROBS)))
 
 
 def ahead(collect=(), learn=(), objective=CORRECTED):

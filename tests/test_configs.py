@@ -16,6 +16,7 @@ SMALL = {
     "prioritised": ("sampler.prioritised.prompts=4", "sampler.prioritised.samples=4"),
 }
 CHANGES = {
+    "grpo_asynchronous": ("collect=[{generate: {stretch: 3}}, judge]",),
     "ppo": ("learn=[old_logprobs, critic.value, generalised_advantage, {critic.update: {warmup: 1}}]",),
     "a_star_po": ("sampler.uniform.samples=1",),
     "dapo": ("sampler.uniform.wave=6", "schedule.max_waves=30", "objective.clipped.dual_clip=10.0"),
@@ -33,11 +34,13 @@ TOLD = {
     "remax": "greedy_baseline/ mean tokens",
     "reinforce_pp": "returns/ mean deviation",
     "dapo": "keep_mixed/ kept_share",
+    "grpo_asynchronous": "ahead/ waiting collect_seconds hidden_seconds",
 }
 """What runs of each method tell of it, beside what every run tells."""
 ALSO = {
     "a_star_po": ("loss", "kl_reference", "scaled_log_ratio", "scaled_log_ratio_square"),
     "speed": ("buffer/waiting", "buffer/trained", "buffer/age_mean", "buffer/age_max", "correction"),
+    "grpo_asynchronous": ("stretch/begun", "stretch/resumed_share", "stretch/versions_max", "correction"),
     "pspo": ("importance_weight/raw_max", "importance_weight/mean", "smoothed_stats/drift_mean"),
     "ppo": ("generalised_advantage/explained",),
 }

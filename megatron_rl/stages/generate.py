@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
+from annotated_types import Ge
 
 from megatron_rl.accounting import rollouts_of
 from megatron_rl.batch.batch import Batch
@@ -26,34 +28,74 @@ from megatron_rl.batch.columns import (
     TOKENS,
     VERSION,
 )
+from megatron_rl.batch.memory import Memory
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.ports import Context
 
 
+class Trip(NamedTuple):
+    """What a trip to the engine leaves: groups that are written to their ends, and those that are not, if any."""
+
+    whole: Batch
+    begun: Batch | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Writes the response of every request."""
+    """Writes the response of every request.
+
+    With `stretch` a response that is not done waits in memory with its group, and goes on with the next trip to the
+    engine, by the weights of then: a wave is not held up by its longest responses. Whole groups are passed on.
+    """
 
     reads = (PROMPT_TOKENS, SEED)
     writes = (TOKENS, SAMPLER_LOGPROBS, LOSS_MASK, TOKEN_VERSIONS, FINISH, STATUS, ERROR, VERSION, RESPONSE_TEXT)
     uses: ClassVar[tuple[str, ...]] = ("engine",)
     may_read: ClassVar = (PREFIX, PREFIX_LOGPROBS, PREFIX_FINISH, BUDGET, RESPONSE_TEXT)
 
-    def __call__(self, batch: Batch, memory: None, context: Context) -> tuple[Batch, None]:
-        rollouts = _generate_missing(batch, context)
-        length_B = rollouts.ragged(TOKENS).length_B.double()
-        stopped = [finish == "stop" for finish in rollouts.strings(FINISH)]
-        failed = [status == "failed" for status in rollouts.strings(STATUS)]
-        metrics = {
-            "rollout/length_mean": float(length_B.mean()),
-            "rollout/length_max": float(length_B.max()),
-            "rollout/tokens": float(length_B.sum()),
-            "rollout/truncated_share": 1 - sum(stopped) / len(stopped),
-            "rollout/requested": float(len(batch)),
-            "rollout/failed": float(sum(failed)),
-            "rollout/failed_share": sum(failed) / len(failed),
+    stretch: Annotated[int, Ge(1)] | None = None
+    """Most tokens that a trip to the engine adds to a response; null writes all of it in one."""
+
+    @property
+    def conflicts(self) -> Mapping[str, str]:
+        if self.stretch is None:
+            return {}
+        return {
+            "screening": "a prompt's screening and its continuation each are expected back whole from one trip, and "
+            "generate.stretch may bring them later",
+            "drafts.reuse": "generate.stretch makes prefixes of its own, of what it has begun",
         }
-        return rollouts.with_metrics(metrics), memory
+
+    @property
+    def mixes_versions(self) -> bool:
+        """Whether tokens of one response may be of several versions."""
+        return self.stretch is not None
+
+    def __call__(self, batch: Batch, memory: Memory, context: Context) -> tuple[Batch, Memory]:
+        if self.stretch is None:
+            rollouts = _generate_missing(batch, context)
+            return rollouts.with_metrics(_metrics(rollouts)), memory
+        trip = _further(_resumed(batch, memory), self.stretch, context)
+        while not len(trip.whole):  # a chain is not run on nothing
+            assert trip.begun is not None, "a wave has rows"
+            trip = _further(trip.begun, self.stretch, context)
+        told = _metrics(trip.whole) | _spans(trip)
+        return trip.whole.with_metrics(told), None if trip.begun is None else {"begun": trip.begun}
+
+
+def _metrics(rollouts: Batch) -> dict[str, float]:
+    length_B = rollouts.ragged(TOKENS).length_B.double()
+    stopped = [finish == "stop" for finish in rollouts.strings(FINISH)]
+    failed = [status == "failed" for status in rollouts.strings(STATUS)]
+    return {
+        "rollout/length_mean": float(length_B.mean()),
+        "rollout/length_max": float(length_B.max()),
+        "rollout/tokens": float(length_B.sum()),
+        "rollout/truncated_share": 1 - sum(stopped) / len(stopped),
+        "rollout/requested": float(len(rollouts)),
+        "rollout/failed": float(sum(failed)),
+        "rollout/failed_share": sum(failed) / len(failed),
+    }
 
 
 def _generate_missing(batch: Batch, context: Context) -> Batch:
@@ -85,3 +127,66 @@ def _as_it_is(batch: Batch, version: int) -> Batch:
 
 def _without_prefix(batch: Batch) -> Batch:
     return batch.without(PREFIX, PREFIX_LOGPROBS, PREFIX_FINISH, BUDGET)
+
+
+def _resumed(batch: Batch, memory: Memory) -> Batch:
+    """The wave's requests, of which nothing is written yet, behind what earlier waves have begun."""
+    nothing = Ragged.from_lengths(torch.zeros(0), torch.zeros(len(batch), dtype=torch.int64))
+    count = len(batch)
+    fresh = batch.with_columns(
+        tokens=nothing,
+        sampler_logprobs=nothing,
+        loss_mask=nothing,
+        token_versions=nothing,
+        finish=[""] * count,
+        status=["ok"] * count,
+        error=[""] * count,
+        version=[-1] * count,
+        response_text=[""] * count,
+    )
+    begun = memory["begun"] if isinstance(memory, Mapping) else None
+    return Batch.concat([begun, fresh]) if isinstance(begun, Batch) else fresh
+
+
+def _further(rollouts: Batch, stretch: int, context: Context) -> Trip:
+    """One trip to the engine with every rollout that is not done."""
+    open_B = torch.tensor([finish == "" for finish in rollouts.strings(FINISH)])
+    written = _written(rollouts.where(open_B), stretch, context)
+    both = Batch.concat([rollouts.where(~open_B), written]).take(
+        torch.argsort(torch.cat([(~open_B).nonzero().flatten(), open_B.nonzero().flatten()]))
+    )
+    group_B = both.group_index()
+    is_open_B = torch.tensor([finish == "" for finish in both.strings(FINISH)])
+    waits_B = torch.bincount(group_B, weights=is_open_B.double())[group_B] > 0
+    return Trip(both.where(~waits_B), both.where(waits_B) if bool(waits_B.any()) else None)
+
+
+def _written(begun: Batch, stretch: int, context: Context) -> Batch:
+    """These rollouts, each longer by a stretch, or done; one that is not has no finish yet."""
+    before, versions, most = begun.ragged(TOKENS), begun.ragged(TOKEN_VERSIONS), context.engine.max_tokens
+    budget_B = (before.length_B + stretch).clamp(max=most)
+    given = begun.ragged(SAMPLER_LOGPROBS)
+    asked = begun.without(*Generate.writes).with_columns(prefix=before, prefix_logprobs=given, budget=budget_B)
+    after = rollouts_of(context.engine, asked).without(PREFIX, PREFIX_LOGPROBS, BUDGET)
+    length_B, lived = after.ragged(TOKENS).length_B, after.strings(STATUS)
+    finish = [
+        "" if how == "length" and status == "ok" and length == budget < most else how
+        for how, status, length, budget in zip(
+            after.strings(FINISH), lived, length_B.tolist(), budget_B.tolist(), strict=True
+        )
+    ]
+    kept = versions.head(length_B)
+    added_B = length_B - kept.length_B
+    added = Ragged.from_lengths(after.numbers(VERSION).repeat_interleave(added_B), added_B)
+    return after.with_columns(finish=finish, token_versions=kept.append(added)).with_metrics(begun.metrics)
+
+
+def _spans(trip: Trip) -> dict[str, float]:
+    """How many rollouts wait to go on, and how far apart the versions of one response are."""
+    versions = trip.whole.ragged(TOKEN_VERSIONS)
+    span_B = torch.tensor([int(row[-1] - row[0]) if len(row) else 0 for row in versions.rows()])
+    return {
+        "stretch/begun": float(len(trip.begun)) if trip.begun is not None else 0.0,
+        "stretch/resumed_share": float((span_B > 0).double().mean()),
+        "stretch/versions_max": float(span_B.max()),
+    }

@@ -14,8 +14,8 @@ from megatron_rl.batch.columns import (
     PROMPT_ID,
     PROMPT_TOKENS,
     SAMPLER_LOGPROBS,
+    TOKEN_VERSIONS,
     TOKENS,
-    VERSION,
 )
 from megatron_rl.batch.memory import Memory
 from megatron_rl.batch.ragged import Ragged
@@ -27,11 +27,11 @@ from megatron_rl.ports import Context
 class OldLogprobs:
     """Writes `old_logprobs`, and stops a run whose engine and actor disagree on its first batch.
 
-    Rollouts of the weights that the actor has now should have the actor's log-probabilities; a gap means wrong weights
+    Tokens of the weights that the actor has now should have the actor's log-probabilities; a gap means wrong weights
     in the engine, another law, or another reading of the prompt. Memory: whether the gate has been passed.
     """
 
-    reads = (PROMPT_ID, PROMPT_TOKENS, TOKENS, LOSS_MASK, SAMPLER_LOGPROBS, VERSION)
+    reads = (PROMPT_ID, PROMPT_TOKENS, TOKENS, LOSS_MASK, SAMPLER_LOGPROBS, TOKEN_VERSIONS)
     writes = (OLD_LOGPROBS,)
     uses: ClassVar[tuple[str, ...]] = ("actor",)
 
@@ -40,9 +40,8 @@ class OldLogprobs:
 
     def __call__(self, batch: Batch, memory: Memory, context: Context) -> tuple[Batch, Memory]:
         old = context.actor.score(batch)
-        # A rollout of an older policy is expected to differ, and says nothing about the engine.
-        fresh_B = batch.numbers(VERSION) == context.version
-        fresh_T = batch.ragged(LOSS_MASK).values.bool() & torch.repeat_interleave(fresh_B, old.length_B)
+        # A token of an older policy is expected to differ, and says nothing about the engine.
+        fresh_T = batch.ragged(LOSS_MASK).values.bool() & (batch.ragged(TOKEN_VERSIONS).values == context.version)
         gap_T = (old.values - batch.ragged(SAMPLER_LOGPROBS).values).abs()
         columns = batch.with_columns(old_logprobs=old)
         if not bool(fresh_T.any()):

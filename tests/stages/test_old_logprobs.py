@@ -7,8 +7,8 @@ from megatron_rl.batch.columns import (
     PROMPT_ID,
     PROMPT_TOKENS,
     SAMPLER_LOGPROBS,
+    TOKEN_VERSIONS,
     TOKENS,
-    VERSION,
 )
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.ports import Context
@@ -31,7 +31,7 @@ def scored(rows, memory=None, versions=(4, 4), stage=None):
             TOKENS: [[5, 6], [7]],
             LOSS_MASK: [[1, 1], [1]],
             SAMPLER_LOGPROBS: [[-1.0, -2.0], [-3.0]],
-            VERSION: list(versions),
+            TOKEN_VERSIONS: [[versions[0], versions[0]], [versions[1]]],
         }
     )
     context = Context(step=4, version=4, seed=0, machines={"actor": Scores(rows)})
@@ -57,7 +57,7 @@ def test_after_the_first_batch_a_gap_is_only_reported():
     assert batch.metrics["parity/max"] == 6.0
 
 
-def test_rollouts_of_an_older_policy_say_nothing_about_the_engine():
+def test_tokens_of_an_older_policy_say_nothing_about_the_engine():
     batch, memory = scored([[-1.0, -2.0], [-9.0]], versions=(4, 3))
     assert batch.metrics["parity/max"] == 0.0
     batch, memory = scored([[-7.0, -2.0], [-9.0]], versions=(3, 3))
