@@ -58,8 +58,10 @@ def rollouts_of(engine: RolloutEngine, batch: Batch, sampling: Sampling | None =
     if missing:
         raise RuntimeError(f"the engine owes the column {missing[0]} of {_listed(names(batch))}, and did not write it.")
     place_B, faults = _places(batch, answer)
-    version = int(answer.numbers(VERSION).max()) if len(answer) else -1
-    told = Batch.concat([answer.select(WRITTEN), _nothing(version)]).take(place_B)
+    told = answer.select(WRITTEN)
+    if not torch.equal(place_B, torch.arange(len(answer))):
+        version = int(answer.numbers(VERSION).max()) if len(answer) else -1
+        told = Batch.concat([told, _nothing(version)]).take(place_B)
     for row, fault in _faults(batch, told):
         faults[row] = faults[row] or fault
     return batch.with_columns(_settled(batch, told, faults)).with_metrics(answer.metrics)
@@ -132,15 +134,16 @@ def _faults(batch: Batch, told: Batch) -> Iterator[tuple[int, str]]:
         other_B = told.ragged(column).length_B
         for row in (other_B != length_B).nonzero().flatten().tolist():
             yield row, f"has {int(length_B[row])} tokens and {int(other_B[row])} of {column.name}"
-    prefixes = batch.ragged(PREFIX) if PREFIX in batch else tokens.head(torch.zeros_like(length_B))
-    given_B = prefixes.length_B if PREFIX_LOGPROBS in batch else torch.zeros_like(length_B)
+    prefix_B = batch.ragged(PREFIX).length_B if PREFIX in batch else torch.zeros_like(length_B)
+    given_B = prefix_B if PREFIX_LOGPROBS in batch else torch.zeros_like(length_B)
     yield from _no_logprobs(told.ragged(SAMPLER_LOGPROBS), given_B)
-    begun = tokens.head(prefixes.length_B)
-    for row, (asked_N, begun_N) in enumerate(zip(prefixes.rows(), begun.rows(), strict=True)):
-        if status[row] == "ok" and asked_N.tolist() != begun_N.tolist():
-            yield row, "does not go on from its prefix"
+    if PREFIX in batch:
+        begun = zip(batch.ragged(PREFIX).rows(), tokens.head(prefix_B).rows(), strict=True)
+        for row, (asked_N, begun_N) in enumerate(begun):
+            if status[row] == "ok" and asked_N.tolist() != begun_N.tolist():
+                yield row, "does not go on from its prefix"
     if BUDGET in batch:
-        most_B = torch.maximum(batch.numbers(BUDGET), prefixes.length_B)
+        most_B = torch.maximum(batch.numbers(BUDGET), prefix_B)
         for row in (length_B > most_B).nonzero().flatten().tolist():
             yield row, f"has {int(length_B[row])} tokens of at most {int(most_B[row])}"
 
@@ -168,10 +171,10 @@ def _settled(batch: Batch, told: Batch, faults: Sequence[str]) -> dict[Column, V
     kept_B = ~torch.tensor(failed, dtype=torch.bool)
     ragged = {column: told.ragged(column).head(told.ragged(column).length_B * kept_B) for column in RAGGED}
     errors, texts, finishes = told.strings(ERROR), told.strings(RESPONSE_TEXT), told.strings(FINISH)
-    for row, (name, fault) in enumerate(zip(names(batch), faults, strict=True)):
-        if failed[row]:
-            errors[row] = f"{name} {fault}" if fault else errors[row]
-            texts[row], finishes[row] = "", "abort"
+    called = names(batch) if any(faults) else []
+    for row in (~kept_B).nonzero().flatten().tolist():
+        errors[row] = f"{called[row]} {faults[row]}" if faults[row] else errors[row]
+        texts[row], finishes[row] = "", "abort"
     return {
         **ragged,
         FINISH: finishes,

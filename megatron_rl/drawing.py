@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import EPOCH, GROUP, PHASE, PROMPT_ID, SEED, SLOT
@@ -35,8 +34,8 @@ def requests(
     """
     slots = np.tile(np.arange(samples), len(picks))
     groups = np.repeat(np.arange(first_group, first_group + len(picks)), samples)
-    prompts = context.prompts.take([place for _, place in picks])
-    return prompts.take(torch.repeat_interleave(torch.arange(len(picks)), samples)).with_columns(
+    prompts = context.prompts.take([place for _, place in picks for _ in range(samples)])
+    return prompts.with_columns(
         {
             GROUP: groups,
             SLOT: slots,

@@ -43,7 +43,7 @@ GROUP_SIZE = 8
 SHORTEST, LONGEST = 64, 512
 WARM = 3
 """Steps that are not counted: caches fill, memory is asked for."""
-WORDS = {"finish": "stop", "status": "ok", "verdict": "wrong", "phase": "train", "extra": "{}", "prefix_finish": ""}
+WORDS = {"finish": "stop", "status": "ok", "verdict": "wrong", "extra": "{}", "prefix_finish": ""}
 
 
 @dataclass
@@ -157,6 +157,7 @@ def _values(column: Column, length_B: torch.Tensor, rng: np.random.Generator) ->
         columns.SLOT: np.arange(rows) % GROUP_SIZE,
         columns.PROMPT_ID: [f"prompt-{group}" for group in group_B],
         columns.SEED: np.arange(rows),
+        columns.PHASE: [("screen", "continue")[group % 2] for group in group_B],
         columns.CORRECT: rng.integers(0, 2, size=rows),
         columns.VERSION: np.zeros(rows),
     }

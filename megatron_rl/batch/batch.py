@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_rl.batch.columns import DICTIONARY, GROUP, TOKENS, Column
-from megatron_rl.batch.ragged import Ragged, arrow_ragged, owned_array, view_ragged, view_tensor
+from megatron_rl.batch.ragged import Ragged, arrow_ragged, owned_array, take_ragged, view_ragged, view_tensor
 
 Values: TypeAlias = Tensor | Ragged | np.ndarray | Sequence[object]
 _METRICS = b"metrics"
@@ -59,7 +59,8 @@ class Batch:
                         f"cannot concat: column '{field.name}' is {first} in one batch, {field.type} in another"
                     )
         merged = {name: value for part in parts for name, value in part.metrics.items()}
-        table = pa.concat_tables([part.table.select(names).replace_schema_metadata(None) for part in parts])
+        filled = [part for part in parts if len(part)] or parts[:1]  # an empty part would cost a copy of the others
+        table = pa.concat_tables([part.table.select(names).replace_schema_metadata(None) for part in filled])
         return cls(table).with_metrics(merged) if merged else cls(table)
 
     def __len__(self) -> int:
@@ -136,10 +137,20 @@ class Batch:
                 f"`where` needs a mask of {len(self)} values, bool or uint8, got {keep_B.dtype} of shape "
                 f"{tuple(keep_B.shape)}; row numbers go to `take`"
             )
-        return self.take(keep_B.nonzero().flatten())
+        return self if bool(keep_B.all()) else self.take(keep_B.nonzero().flatten())
 
     def take(self, index_B: Tensor) -> Batch:
-        return Batch(self.table.take(pa.array(index_B.numpy())))
+        """These rows, in this order."""
+        if torch.equal(index_B, torch.arange(len(self))):
+            return self
+        if not len(index_B):
+            return Batch(self.table.slice(0, 0))
+        rows = pa.array(index_B.numpy())
+        columns = [
+            take_ragged(_whole(column), index_B) if pa.types.is_large_list(column.type) else column.take(rows)
+            for column in self.table.columns
+        ]
+        return Batch(pa.Table.from_arrays(columns, schema=self.table.schema))
 
     def group_index(self) -> Tensor:
         """`group_B`: dense group numbers 0..G-1 in order of first appearance."""
@@ -183,8 +194,7 @@ class Batch:
 
     def _array(self, column: Column) -> pa.Array:
         if column in self:
-            chunks = self.table.column(column.name).chunks
-            return chunks[0] if chunks else pa.array([], type=column.type)
+            return _whole(self.table.column(column.name))
         if column.default is not None:
             return pa.array(np.full(len(self), column.default), type=column.type)
         raise KeyError(f"the batch has no column '{column.name}' ({column.meaning}); it has {self.table.column_names}")
@@ -192,6 +202,10 @@ class Batch:
 
 def _is_whole(table: pa.Table) -> bool:
     return all(chunked.num_chunks <= 1 for chunked in table.columns)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks else pa.array([], type=column.type)
 
 
 def _declared(name: str) -> Column:

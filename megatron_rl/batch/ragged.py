@@ -49,12 +49,14 @@ class Ragged(NamedTuple):
         return list(torch.split(self.values, self.length_B.tolist()))
 
     def take(self, index_B: Tensor) -> Ragged:
-        """Rows in the given order."""
-        length_B = self.length_B[index_B]
-        start_T = torch.repeat_interleave(self.offsets[index_B], length_B)
-        taken = Ragged.from_lengths(self.values[:0], length_B)
-        within_T = torch.arange(int(taken.offsets[-1])) - torch.repeat_interleave(taken.offsets[:-1], length_B)
-        return Ragged(self.values[start_T + within_T], taken.offsets)
+        """Rows in the given order. Neighbours that stay neighbours are copied in one piece."""
+        breaks = (index_B.diff() != 1).nonzero().flatten()
+        first_N = self.offsets[torch.cat([index_B[:1], index_B[breaks + 1]])].tolist()
+        last_N = self.offsets[torch.cat([index_B[breaks], index_B[-1:]]) + 1].tolist()
+        values = self.values.numpy()
+        pieces = [values[first:last] for first, last in zip(first_N, last_N, strict=True)]
+        taken = torch.from_numpy(np.concatenate([values[:0], *pieces]))
+        return Ragged.from_lengths(taken, self.length_B[index_B])
 
     def head(self, length_B: Tensor) -> Ragged:
         """The first `length_B` values of each row."""
@@ -96,6 +98,12 @@ def arrow_ragged(ragged: Ragged, type: pa.DataType) -> pa.LargeListArray:
         )
     values = owned_array(_contiguous(ragged.values), type.value_type)
     return pa.LargeListArray.from_arrays(owned_array(offsets, pa.int64()), values)
+
+
+def take_ragged(array: pa.LargeListArray, index_B: Tensor) -> pa.LargeListArray:
+    """Rows in the given order, several times as fast as Arrow, which moves their values one by one."""
+    values, offsets = view_ragged(array).take(index_B)
+    return pa.LargeListArray.from_arrays(pa.array(offsets.numpy()), pa.array(values.numpy()), type=array.type)
 
 
 def owned_array(values: np.ndarray, type: pa.DataType) -> pa.Array:

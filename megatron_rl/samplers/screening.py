@@ -25,6 +25,7 @@ from megatron_rl.batch.columns import (
 )
 from megatron_rl.batch.memory import Memory
 from megatron_rl.drawing import requests, rollout_seeds, stream
+from megatron_rl.ops.segments import group_count
 from megatron_rl.pipeline import DRAWN
 from megatron_rl.ports import Context
 
@@ -78,7 +79,7 @@ class Screening:
         state |= {"drawn": drawn + len(picks)}
         if isinstance(pending, Batch):
             young = self._young_enough(pending, context.version)
-            expired = len(pending.groups()) - len(young.groups())
+            expired = group_count(pending.group_index()) - group_count(young.group_index())
             state |= {"pending": young if len(young) else None, "expired": _whole(state["expired"]) + expired}
             wave = Batch.concat([wave, self._continuations(young, context)]) if len(young) else wave
         return wave, state

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import CORRECT, GROUP, KEPT, LOSS_MASK, PHASE, SLOT
@@ -38,52 +39,58 @@ class Screen:
 
     def __call__(self, batch: Batch, memory: Memory, context: Context) -> tuple[Batch, Memory]:
         state = dict(memory) if isinstance(memory, Mapping) else {"drawn": 0, "pending": None, "expired": 0}
-        is_screen_B = torch.tensor([phase == "screen" for phase in batch.strings(PHASE)], dtype=torch.bool)
-        screened, continued = batch.where(is_screen_B), batch.where(~is_screen_B)
-        accepted_B = self._accepted(screened)
-        complete = self._complete(state["pending"], continued)
-        fresh, rejected = screened.where(accepted_B), screened.where(~accepted_B)
+        is_screen_B = _is_screen(batch)
+        accepted_B = self._accepted(batch, is_screen_B)
+        fresh = batch.where(accepted_B)
+        passed = self._passed(state["pending"], batch, is_screen_B, accepted_B)
         waiting = {"screen/pending": float(group_count(fresh.group_index()))}
-        metrics = _metrics(screened, accepted_B, continued) | waiting
-        passed = Batch.concat([_kept(complete, 1), _kept(rejected, 0)]).with_metrics({**batch.metrics, **metrics})
-        return passed, {**state, "pending": fresh if len(fresh) else None}
+        metrics = _metrics(batch.numbers(CORRECT).double(), is_screen_B, accepted_B) | waiting
+        return passed.with_metrics({**batch.metrics, **metrics}), {**state, "pending": fresh if len(fresh) else None}
 
-    def _accepted(self, screened: Batch) -> torch.Tensor:
-        if not len(screened):
-            return torch.zeros(0, dtype=torch.bool)
-        group_B = screened.group_index()
-        return classify(screened.numbers(CORRECT).double(), group_B, self.low, self.high).accept_G[group_B]
+    def _accepted(self, batch: Batch, is_screen_B: Tensor) -> Tensor:
+        """The screening rollouts whose prompt can teach."""
+        rows_S = is_screen_B.nonzero().flatten()
+        group_S = batch.select([GROUP]).take(rows_S).group_index()
+        screened = classify(batch.numbers(CORRECT).double()[rows_S], group_S, self.low, self.high)
+        return torch.zeros_like(is_screen_B).index_put((rows_S,), screened.accept_G[group_S])
 
-    def _complete(self, pending: Memory, continued: Batch) -> Batch:
-        """Screening and continuation rollouts of each continued prompt together, in order of acceptance."""
-        if not isinstance(pending, Batch):
-            return continued
-        both = Batch.concat([pending, continued])
-        group_B = both.group_index()
-        ordered = both.take(torch.argsort(group_B * (1 + int(both.numbers(SLOT).max())) + both.numbers(SLOT)))
+    def _passed(self, pending: Memory, batch: Batch, is_screen_B: Tensor, accepted_B: Tensor) -> Batch:
+        """Whole groups in order of acceptance, then what is rejected; each rollout is copied once."""
+        earlier = len(pending) if isinstance(pending, Batch) else 0
+        both = Batch.concat([pending, batch]) if isinstance(pending, Batch) else batch
+        continued = earlier + (~is_screen_B).nonzero().flatten()
+        rejected = earlier + (is_screen_B & ~accepted_B).nonzero().flatten()
+        complete = _in_groups(both, torch.cat([torch.arange(earlier), continued])) if earlier else continued
+        kept_B = torch.cat([torch.ones_like(complete), torch.zeros_like(rejected)])
+        passed = both.take(torch.cat([complete, rejected])).with_columns(kept=kept_B)
         if self.loss_rollouts == "all":
-            return ordered
-        mask = ordered.ragged(LOSS_MASK)
-        is_screen_B = torch.tensor([phase == "screen" for phase in ordered.strings(PHASE)])
-        live_T = mask.values * (~is_screen_B[mask.row_T]).to(mask.values.dtype)
-        return ordered.with_columns(loss_mask=Ragged(live_T, mask.offsets))
+            return passed
+        mask, is_dead_B = passed.ragged(LOSS_MASK), _is_screen(passed) & kept_B.bool()
+        return passed.with_columns(loss_mask=Ragged(mask.values * ~is_dead_B[mask.row_T], mask.offsets))
 
 
-def _kept(batch: Batch, kept: int) -> Batch:
-    return batch.with_columns(kept=torch.full((len(batch),), kept, dtype=torch.uint8))
+def _is_screen(batch: Batch) -> Tensor:
+    return torch.tensor([phase == "screen" for phase in batch.strings(PHASE)], dtype=torch.bool)
 
 
-def _metrics(screened: Batch, accepted_B: torch.Tensor, continued: Batch) -> dict[str, float]:
-    right_B = screened.numbers(CORRECT).double()
+def _in_groups(both: Batch, row_N: Tensor) -> Tensor:
+    """The row numbers by group, groups in order of first appearance, and by slot within each."""
+    rows = both.select([GROUP, SLOT]).take(row_N)
+    slot_N = rows.numbers(SLOT)
+    return row_N[torch.argsort(rows.group_index() * (1 + int(slot_N.max())) + slot_N)]
+
+
+def _metrics(right_B: Tensor, is_screen_B: Tensor, accepted_B: Tensor) -> dict[str, float]:
+    screened, accepted = int(is_screen_B.sum()), int(accepted_B.sum())
     metrics = {
-        "screen/screened": float(len(screened)),
-        "screen/continued": float(len(continued)),
-        "screen/discarded": float((~accepted_B).sum()),
+        "screen/screened": float(screened),
+        "screen/continued": float(len(right_B) - screened),
+        "screen/discarded": float(screened - accepted),
     }
-    if len(screened):
-        metrics["screen/accepted_share"] = float(accepted_B.double().mean())
-    if bool(accepted_B.any()):
+    if screened:
+        metrics["screen/accepted_share"] = float(accepted_B[is_screen_B].double().mean())
+    if accepted:
         metrics["screen/accepted_mean"] = float(right_B[accepted_B].mean())
-    if len(continued):
-        metrics["screen/continued_mean"] = float(continued.numbers(CORRECT).double().mean())
+    if screened < len(right_B):
+        metrics["screen/continued_mean"] = float(right_B[~is_screen_B].mean())
     return metrics

@@ -71,6 +71,14 @@ def test_where_take_and_concat_keep_rows_whole():
     assert Batch.concat([batch.take(torch.tensor([0, 1])), batch.take(torch.tensor([2, 3]))]) == batch
 
 
+def test_rows_that_all_stay_and_parts_without_rows_cost_no_copy():
+    batch = small().with_metrics({"a": 1})
+    assert batch.where(torch.ones(4, dtype=torch.bool)) is batch
+    joined = Batch.concat([batch.where(torch.zeros(4, dtype=torch.bool)), batch.with_metrics({"b": 2})])
+    assert joined[TOKENS].values.data_ptr() == batch[TOKENS].values.data_ptr()
+    assert (len(joined), joined.metrics) == (4, {"a": 1.0, "b": 2.0})
+
+
 def test_parquet_returns_an_equal_batch(tmp_path):
     batch = small().with_metrics({"judge/right": 0.5})
     batch.write_parquet(tmp_path / "batch.parquet")

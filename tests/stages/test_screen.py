@@ -50,3 +50,22 @@ def test_the_bounds_are_strict():
     _, memory = Screen(low=0.25, high=0.75)(screened, None, CONTEXT)
     assert memory["pending"][GROUP].tolist() == [0] * 4
     assert torch.equal(memory["pending"][CORRECT], torch.tensor([1, 1, 0, 0], dtype=torch.uint8))
+
+
+def test_one_wave_completes_some_prompts_and_screens_others():
+    _, memory = Screen()(wave("screen", [4, 2], [1, 0, 0, 1]), None, CONTEXT)
+    screened, continued = wave("screen", [7, 8], [0, 1, 1, 1]), wave("continue", [4, 2], [1, 1, 0, 0])
+    passed, memory = Screen()(Batch.concat([screened, continued]), memory, CONTEXT)
+    assert passed[GROUP].tolist() == [4] * 4 + [2] * 4 + [8] * 2
+    assert passed[SLOT].tolist() == [0, 1, 2, 3] * 2 + [0, 1]
+    assert passed[KEPT].tolist() == [1] * 8 + [0] * 2
+    assert memory["pending"][GROUP].tolist() == [7, 7]
+    assert passed.metrics["screen/continued_mean"] == 0.5
+
+
+def test_rejected_rollouts_keep_their_mask_when_those_of_accepted_prompts_lose_it():
+    stage = Screen(loss_rollouts="continuation")
+    _, memory = stage(wave("screen", [0], [1, 0]), None, CONTEXT)
+    both = Batch.concat([wave("continue", [0], [1]), wave("screen", [1], [0, 0])])
+    passed, _ = stage(both, memory, CONTEXT)
+    assert passed[LOSS_MASK].values.view(5, 2).sum(1).tolist() == [0, 0, 2, 2, 2]
