@@ -18,13 +18,14 @@ class Converted:
 
     written: int
     duplicates: int
+    conflicting: int
+    """Duplicates whose reference answer differs from the first one's, which stays."""
     issues: tuple[Issue, ...]
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.written} prompts written, {self.duplicates} duplicates and {len(self.issues)} malformed left out"
-        ]
-        return "\n".join([*lines, *(str(issue) for issue in self.issues)])
+        another = f" ({self.conflicting} with another answer)" if self.conflicting else ""
+        left_out = f"{self.duplicates} duplicates{another} and {len(self.issues)} malformed left out"
+        return "\n".join([f"{self.written} prompts written, {left_out}", *(str(issue) for issue in self.issues)])
 
 
 def convert(name: str, source: Path, target: Path, strict: bool = False) -> Converted:
@@ -39,14 +40,14 @@ def convert(name: str, source: Path, target: Path, strict: bool = False) -> Conv
         raise ValueError(f"there is no converter '{name}'{hint} Known: {', '.join(sorted(PUBLISHED))}")
     issues: list[Issue] = []
     first: dict[str, Prompt] = {}
-    rows = 0
+    rows = conflicting = 0
     for prompt in _converted(name, source, issues, strict):
-        first.setdefault(prompt.identity, prompt)
         rows += 1
+        conflicting += first.setdefault(prompt.identity, prompt).answer != prompt.answer
     if not first:
         raise ValueError(f"{source} gave no prompt of '{name}'{f'; the first row: {issues[0]}' if issues else ''}")
     written = write_prompts(target, first.values())
-    return Converted(written=written, duplicates=rows - written, issues=tuple(issues))
+    return Converted(written=written, duplicates=rows - written, conflicting=conflicting, issues=tuple(issues))
 
 
 def _converted(name: str, source: Path, issues: list[Issue], strict: bool) -> Iterator[Prompt]:

@@ -34,7 +34,7 @@ def _own(fields: Fields, default_source: str) -> Prompt:
         prompt=_prompt(fields),
         answer=answer_text(fields["answer"]),
         source=str(fields.get("source") or default_source),
-        extra=_mapping(json.loads(extra) if isinstance(extra, str) and extra else extra),
+        extra=_mapping(_parsed(extra) if isinstance(extra, str) and extra else extra),
         prompt_id=str(fields.get("prompt_id") or ""),
     )
 
@@ -75,14 +75,30 @@ def _is_message(message: object) -> bool:
 
 def answer_text(answer: object) -> str:
     """A reference answer as text: 34, 34.0 and ' 34 ' are '34'; a list of answers is written as JSON."""
+    if isinstance(answer, bytes):
+        raise ValueError(f"the reference answer is bytes, not text: {answer!r:.60}")
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
     if isinstance(answer, float) and not math.isfinite(answer):
         raise ValueError(f"the reference answer is {answer}")
     text = json.dumps(answer, ensure_ascii=False) if isinstance(answer, list | dict) else str(answer).strip()
-    if answer is None or not text:
+    if not text or _is_nothing(answer):
         raise ValueError("the reference answer is empty")
     return text
+
+
+def _is_nothing(answer: object) -> bool:
+    """None, or a container of nothing else."""
+    if isinstance(answer, list | dict):
+        return all(_is_nothing(each) for each in (answer.values() if isinstance(answer, dict) else answer))
+    return answer is None
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("the extra facts are nested too deeply") from None
 
 
 def _mapping(extra: object) -> Fields:

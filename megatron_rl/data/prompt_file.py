@@ -33,7 +33,8 @@ class Prompt:
     """Derived from source and prompt where it is empty."""
 
     def __post_init__(self) -> None:
-        f"{self.source}{self.answer}{self.prompt if isinstance(self.prompt, str) else _canonical(self.prompt)}".encode()
+        text = self.prompt if isinstance(self.prompt, str) else _canonical(self.prompt)
+        f"{self.prompt_id}{self.source}{self.answer}{text}".encode()
 
     @property
     def identity(self) -> str:

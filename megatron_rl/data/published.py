@@ -77,7 +77,7 @@ def field_of(fields: Fields, *names: str) -> str:
     """The first of these fields that holds text."""
     for name in names:
         value = fields.get(name)
-        if value is not None and not isinstance(value, list | dict) and str(value).strip():
+        if value is not None and not isinstance(value, list | dict | bytes) and str(value).strip():
             return str(value).strip()
     raise ValueError(f"needs {' or '.join(repr(name) for name in names)}, has {sorted(fields)}")
 

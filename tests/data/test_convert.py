@@ -50,6 +50,19 @@ def test_copies_are_left_out(tmp_path):
     assert (found.written, found.duplicates) == (3, 7)
 
 
+def test_copies_with_another_answer_are_counted(tmp_path):
+    rows = [{"problem": "Q", "answer": answer} for answer in "334"]
+    found = convert("math500", published_file(tmp_path, "math500", rows), tmp_path / "prompts.parquet")
+    assert str(found) == "1 prompts written, 2 duplicates (1 with another answer) and 0 malformed left out"
+
+
+def test_a_problem_that_is_bytes_is_no_problem(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"question": [b"Q", b"R"], "answer": ["#### 1", "#### 2"]}), path)
+    with pytest.raises(ValueError, match="needs 'problem' or 'question'"):
+        convert("gsm8k", path, tmp_path / "prompts.parquet")
+
+
 def test_a_malformed_row_is_reported_with_file_row_and_reason_and_the_rest_is_written(tmp_path):
     path = published_file(tmp_path, "math500", [ROWS["math500"][0], {"problem": "no answer"}])
     path.write_text(path.read_text() + "\n{broken\n")

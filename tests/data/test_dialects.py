@@ -63,6 +63,11 @@ def test_an_own_row_keeps_its_identity():
         (VERL | {"extra_info": "x"}, "must be a mapping"),
         ({"prompt": "p", "answer": "a", "extra": "{"}, "Expecting"),
         ({"prompt": " ", "label": "a"}, "'prompt' must be text"),
+        ({"prompt": "p", "label": b"a"}, "is bytes, not text"),
+        ({"prompt": "p", "label": [None, {"a": None}]}, "answer is empty"),
+        ({"prompt": "p", "label": []}, "answer is empty"),
+        ({"prompt": "p", "answer": "a", "extra": "[" * 100_000}, "nested too deeply"),
+        ({"prompt": "p", "answer": "a", "prompt_id": "\ud800"}, "surrogates not allowed"),
     ],
 )
 def test_what_is_missing_is_said(fields, said):

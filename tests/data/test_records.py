@@ -1,3 +1,5 @@
+import gzip
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -55,3 +57,56 @@ def test_what_cannot_be_read_is_named(tmp_path, name, said):
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="holds no"):
         list(read_records(tmp_path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_list_is_read_whatever_mark_it_begins_with(tmp_path, encoding):
+    (tmp_path / "x.json").write_text('[{"a": "ö"}]', encoding=encoding)
+    assert [record.fields for record in read_records(tmp_path / "x.json")] == [{"a": "ö"}]
+
+
+def test_lines_may_begin_with_a_mark_and_end_as_on_windows(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes('{"a": 1}\r\n\r\n{"a": "ö"}\r\n'.encode("utf-8-sig"))
+    assert [(record.row, record.fields["a"]) for record in read_records(tmp_path / "x.jsonl")] == [(0, 1), (2, "ö")]
+
+
+def test_bytes_that_are_no_text_cost_their_row_alone(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": "\xe9"}\n{"a": 1}\n')
+    torn, whole = read_records(tmp_path / "x.jsonl")
+    assert (torn.unreadable[:10], whole.fields) == ("is no JSON", {"a": 1})
+    column = pa.array([b"one", b"\xe9", b"three"]).view(pa.string())
+    pq.write_table(pa.table({"a": column}), tmp_path / "x.parquet")
+    found = list(read_records(tmp_path / "x.parquet"))
+    assert [record.fields.get("a") for record in found] == ["one", None, "three"]
+    assert (found[1].row, found[1].unreadable[:10]) == (1, "is no text")
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
+def test_json_that_python_will_not_read_costs_its_row_alone(tmp_path, line):
+    (tmp_path / "x.jsonl").write_text(f'{line}\n{{"a": 1}}\n')
+    broken, whole = read_records(tmp_path / "x.jsonl")
+    assert (broken.row, broken.unreadable[:10], whole.fields) == (0, "is no JSON", {"a": 1})
+
+
+def test_a_list_that_breaks_off_is_one_complaint(tmp_path):
+    (tmp_path / "x.json").write_text('[\n{"a": 1},\n{"a": 2},\n{"a":\n')
+    (broken,) = read_records(tmp_path / "x.json")
+    assert "nor can the rows of this list be told apart" in broken.unreadable
+
+
+@pytest.mark.parametrize("held", [b"", b"PAR1 and no more"])
+def test_a_broken_parquet_file_does_not_stop_those_after_it(tmp_path, held):
+    (tmp_path / "a.parquet").write_bytes(held)
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "b.parquet")
+    broken, whole = read_records(tmp_path)
+    assert (broken.file, broken.row) == (str(tmp_path / "a.parquet"), 0)
+    assert broken.unreadable.startswith("cannot be read as Parquet")
+    assert whole.fields == {"a": 1}
+
+
+def test_packed_files_are_told_of_instead_of_passed_over(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}'))
+    (tmp_path / "b.jsonl").write_text('{"a": 2}')
+    packed, read = read_records(tmp_path)
+    assert "unpack the file first" in packed.unreadable
+    assert read.fields == {"a": 2}
