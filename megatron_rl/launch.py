@@ -97,7 +97,9 @@ def _claim(run: loop.Run, spec: RunSpec) -> None:
                 f"{run.folder} was begun with other settings of {', '.join(changed[:6])}; "
                 "give the run another run.name, or remove the folder."
             )
-    path.write_text(as_yaml(spec), encoding="utf-8")
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(as_yaml(spec), encoding="utf-8")
+    aside.replace(path)
     (run.folder / "environment.json").write_text(json.dumps(environment(), indent=1))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,18 +29,26 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(_preview(arguments.config, spec), end="")
         return DONE
+    folder = folder_of(spec)
+    again = shlex.join(["megatron-rl", "train", str(arguments.config), *arguments.settings])
+    budget = None if arguments.until is None else Budget(ends_at=arguments.until, margin_s=arguments.margin)
+    try:
+        return _trained(spec, budget, again)
+    except KeyboardInterrupt:
+        has_saved = (folder / "checkpoints" / "latest").exists()
+        how = "goes on from its last checkpoint" if has_saved else "has no checkpoint yet and begins again"
+        print(f"\ninterrupted; {folder} {how} with: {again}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _trained(spec: RunSpec, budget: Budget | None, again: str) -> int:
     from megatron_rl import launch
 
     folder = folder_of(spec)
-    again = " ".join(["megatron-rl train", str(arguments.config), *arguments.settings])
-    budget = None if arguments.until is None else Budget(ends_at=arguments.until, margin_s=arguments.margin)
     try:
         if stopped := launch.train(spec, budget):
             print(f"{stopped}; {folder} is saved and goes on with: {again}", file=sys.stderr)
             return STOPPED
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; {folder} goes on from its last checkpoint with: {again}", file=sys.stderr)
-        return INTERRUPTED
     except SpecError:
         raise
     except launch.FAILURES as error:
