@@ -4,7 +4,8 @@
 
 `program` is a function of an importable module, called on every rank as `program(**arguments)` after the ranks joined
 and before they part; it divides them with `groups.cut` as it likes. Arguments and results are plain: numbers, strings,
-containers, numpy arrays. Starting a rank costs seconds of imports, a call costs milliseconds.
+containers, numpy arrays. A call costs milliseconds: the imports, which take seconds, are paid once, by one process that
+the ranks are forked from.
 """
 
 import atexit
@@ -19,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +64,7 @@ class RankPool:
 
     def __init__(self, size: int = WORLD) -> None:
         self.size = size
-        self.processes: list[SpawnProcess] = []
+        self.processes: list[ForkServerProcess] = []
         self.connections: list[Connection] = []
         self.calls = 0
 
@@ -89,11 +90,12 @@ class RankPool:
 
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ranks_"))
-        spawn = get_context("spawn")
+        forks = get_context("forkserver")
+        forks.set_forkserver_preload(["tests.ranks_imports"])
         for rank in range(self.size):
-            ours, theirs = spawn.Pipe()
-            # A daemon may have no children, and Megatron writes checkpoints with some; an end of file ends a rank.
-            process = spawn.Process(target=_serve, args=(rank, theirs, self.log(rank)), daemon=False)
+            ours, theirs = forks.Pipe()
+            # A daemon may have no children; an end of file ends a rank.
+            process = forks.Process(target=_serve, args=(rank, theirs, self.log(rank)), daemon=False)
             process.start()
             theirs.close()
             self.processes.append(process)
@@ -163,15 +165,8 @@ def _serve(rank: int, connection: Connection, log: Path) -> None:
         os.dup2(stream.fileno(), sys.stdout.fileno())
         os.dup2(stream.fileno(), sys.stderr.fileno())
         faulthandler.register(signal.SIGUSR1, file=stream, all_threads=True)
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        # These ranks are a CPU's also on a machine with a GPU, where NCCL would refuse two of them on one device.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        # The imports that cost seconds, paid by the ranks and only once; the session itself never pays them.
-        import torch
+        import tests.ranks_imports  # noqa: F401  the session itself never pays for these
 
-        import megatron_rl.actor.build  # noqa: F401
-
-        torch.set_num_threads(1)
         connection.send(Answer())
         while True:
             try:
