@@ -1,0 +1,43 @@
+"""Collecting ahead of an actor whose ranks are processes, and by an engine that is one."""
+
+import pytest
+import torch
+
+from megatron_rl.batch.columns import VERSION
+from tests.test_launch import digest
+from tests.test_processes import TP2, config, curves, rollouts, run, under_ray  # noqa: F401  # config is a fixture
+
+ONE_AHEAD = ("schedule.ahead=1", "objective.clipped.truncate=2.0")
+
+
+def told_versions(folder, steps):
+    return [set(rollouts(folder, step).numbers(VERSION).tolist()) for step in range(1, steps + 1)]
+
+
+@pytest.mark.slow
+def test_ranks_of_their_own_learn_meanwhile_and_a_stop_changes_nothing(config, tmp_path):  # noqa: F811
+    two, four = (("schedule.save_every=2", f"schedule.steps={steps}", *ONE_AHEAD) for steps in (2, 4))
+    alone = run(config, tmp_path / "alone", *four)
+    straight = run(config, tmp_path / "straight", *under_ray(TP2, *four))
+    run(config, tmp_path / "broken", *under_ray(TP2, *two))
+    broken = run(config, tmp_path / "broken", *under_ray(TP2, *four))
+    assert told_versions(straight, 4) == [{0}, {0}, {1}, {2}]
+    assert digest(straight, 4) == digest(broken, 4)
+    for step in range(1, 5):
+        assert rollouts(straight, step).table.equals(rollouts(broken, step).table)
+    names = ("loss", "entropy", "grad_norm")
+    torch.testing.assert_close(
+        torch.tensor(curves(straight, *names)), torch.tensor(curves(alone, *names)), rtol=1e-3, atol=1e-5
+    )
+    assert all(hidden > 0 for (hidden,) in curves(straight, "ahead/hidden_seconds"))
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_writes_while_the_actor_learns(config, tmp_path):  # noqa: F811
+    engine = "rollout={vllm: {cache_gib: 0.0625, context: 128}}"
+    finished = run(config, tmp_path, engine, "schedule.steps=4", *ONE_AHEAD)
+    assert told_versions(finished, 4) == [{0}, {0}, {1}, {2}]
+    (parity,) = curves(finished, "parity/max")[0]
+    assert parity < 1e-4
+    assert all(hidden > 0 for (hidden,) in curves(finished, "ahead/hidden_seconds"))
