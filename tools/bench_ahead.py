@@ -1,0 +1,88 @@
+"""What collecting ahead saves: seconds of a step without it and with it, side by side.
+
+    python -m tools.bench_ahead [CONFIG] [key=value …] [--ahead 0 1] [--steps 10] [--rounds 2]
+
+Trains CONFIG (configs/grpo_asynchronous.yaml on the quickstart's task, whose data `make quickstart` makes) once a way
+and round, in turn, so that what else the machine does falls on all of them alike. The first steps are not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+
+from megatron_rl.spec.load import SHIPPED
+
+CONFIG, TASK = SHIPPED / "grpo_asynchronous.yaml", "extends=base/toy.yaml"
+WARM = 2
+"""Steps that are not counted: caches fill, and the first batches are all of one version."""
+PHASES = {"stood still": ("collect",), "learnt": ("learn", "update"), "published": ("publish",)}
+
+Step = Mapping[str, float]
+
+
+def measure(settings: Sequence[str], ahead: int, steps: int) -> list[Step]:
+    """What every counted step of one run told."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked = [
+            *(f"run.folder={folder}", "run.name=run", f"schedule.ahead={ahead}", f"schedule.steps={steps + WARM}"),
+            *("schedule.save_every=0", "schedule.evaluate_every=0"),
+        ]
+        command = [sys.executable, "-m", "megatron_rl.cli", "train", *settings, *asked]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise RuntimeError(f"the run with schedule.ahead={ahead} failed: {made.stderr.strip().splitlines()[-1]}")
+        lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+    told = [json.loads(line) for line in lines]
+    return [point for point in told if point["kind"] == "step" and point["step"] > WARM]
+
+
+def row(steps: Sequence[Step]) -> dict[str, float]:
+    """Mean seconds of a step, by what the learner did, and what the engine did beside it."""
+    spent = {
+        name: mean(sum(step.get(f"seconds/{phase}", 0.0) for phase in phases) for step in steps)
+        for name, phases in PHASES.items()
+    }
+    hidden = mean(step.get("ahead/hidden_seconds", 0.0) for step in steps)
+    return {
+        "step": sum(spent.values()),
+        **spent,
+        "hidden": hidden,
+        "age": mean(step["buffer/age_max"] for step in steps),
+    }
+
+
+def table(rows: Sequence[tuple[int, dict[str, float]]]) -> str:
+    """One line a run, the means of each way below, and what a step takes of the first way's."""
+    names = list(rows[0][1])
+    lines = ["  ".join(["ahead", *(f"{name:>11}" for name in names)])]
+    lines += ["  ".join([f"{ahead:>5}", *(f"{told[name]:>11.3f}" for name in names)]) for ahead, told in rows]
+    ways = list(dict.fromkeys(ahead for ahead, _ in rows))
+    steps = {way: mean(told["step"] for ahead, told in rows if ahead == way) for way in ways}
+    lines += [
+        f"ahead {way}: {steps[way]:.3f} s a step, {steps[way] / steps[ways[0]]:.2f} of ahead {ways[0]}" for way in ways
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", metavar="CONFIG key=value")
+    parser.add_argument("--ahead", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=2)
+    asked = parser.parse_intermixed_args(arguments)
+    given = asked.settings
+    settings = given if given and "=" not in given[0] else [str(CONFIG), TASK, *given]
+    rows = [(ahead, row(measure(settings, ahead, asked.steps))) for _ in range(asked.rounds) for ahead in asked.ahead]
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
