@@ -49,14 +49,16 @@ class Ragged(NamedTuple):
         return list(torch.split(self.values, self.length_B.tolist()))
 
     def take(self, index_B: Tensor) -> Ragged:
-        """Rows in the given order. Neighbours that stay neighbours are copied in one piece."""
+        """Rows in the given order."""
+        pieces = [self.values[piece] for piece in self.pieces(index_B)]
+        return Ragged.from_lengths(torch.cat([self.values[:0], *pieces]), self.length_B[index_B])
+
+    def pieces(self, index_B: Tensor) -> list[slice]:
+        """Where the values of these rows are. Neighbours that stay neighbours are one piece."""
         breaks = (index_B.diff() != 1).nonzero().flatten()
-        first_N = self.offsets[torch.cat([index_B[:1], index_B[breaks + 1]])].tolist()
-        last_N = self.offsets[torch.cat([index_B[breaks], index_B[-1:]]) + 1].tolist()
-        values = self.values.numpy()
-        pieces = [values[first:last] for first, last in zip(first_N, last_N, strict=True)]
-        taken = torch.from_numpy(np.concatenate([values[:0], *pieces]))
-        return Ragged.from_lengths(taken, self.length_B[index_B])
+        first_N = self.offsets[torch.cat([index_B[:1], index_B[breaks + 1]])]
+        last_N = self.offsets[torch.cat([index_B[breaks], index_B[-1:]]) + 1]
+        return [slice(first, last) for first, last in zip(first_N.tolist(), last_N.tolist(), strict=True)]
 
     def head(self, length_B: Tensor) -> Ragged:
         """The first `length_B` values of each row."""
@@ -102,8 +104,11 @@ def arrow_ragged(ragged: Ragged, type: pa.DataType) -> pa.LargeListArray:
 
 def take_ragged(array: pa.LargeListArray, index_B: Tensor) -> pa.LargeListArray:
     """Rows in the given order, several times as fast as Arrow, which moves their values one by one."""
-    values, offsets = view_ragged(array).take(index_B)
-    return pa.LargeListArray.from_arrays(pa.array(offsets.numpy()), pa.array(values.numpy()), type=array.type)
+    ragged = view_ragged(array)
+    values = ragged.values.numpy()  # whose slices cost a tenth of a tensor's
+    taken = np.concatenate([values[:0], *(values[piece] for piece in ragged.pieces(index_B))])
+    offsets = Ragged.from_lengths(ragged.values[:0], ragged.length_B[index_B]).offsets
+    return pa.LargeListArray.from_arrays(pa.array(offsets.numpy()), pa.array(taken), type=array.type)
 
 
 def owned_array(values: np.ndarray, type: pa.DataType) -> pa.Array:
