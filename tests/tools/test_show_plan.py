@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -33,6 +36,21 @@ def test_the_405b_plan_is_printed_with_its_bytes_bound_and_ratio(capsys):
     assert (row["GPUs"], row["bytes"], row["bound"], row["ratio"]) == ("1024", "97.41 TB", "97.41 TB", "1.000")
     assert row["gathered"] == "824.69 TB"
     assert printed.count("\n0  ") >= 3
+
+
+WITHIN_A_GIBIBYTE = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+from tools import show_plan
+raise SystemExit(show_plan.main(["--preset", "llama-3.1-405b", "--copies", "0"]))
+"""
+
+
+def test_the_405b_plan_is_made_by_a_process_that_can_have_no_more_than_a_gibibyte():
+    alone = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", WITHIN_A_GIBIBYTE], env=alone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "llama-3.1-405b" in done.stdout
 
 
 def test_the_table_compares_at_least_seven_layouts_and_none_moves_more_than_the_bound(capsys):
