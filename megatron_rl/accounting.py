@@ -64,7 +64,9 @@ def rollouts_of(engine: RolloutEngine, batch: Batch, sampling: Sampling | None =
         told = Batch.concat([told, _nothing(version)]).take(place_B)
     for row, fault in _faults(batch, told):
         faults[row] = faults[row] or fault
-    return batch.with_columns(_settled(batch, told, faults)).with_metrics(answer.metrics)
+    is_sound = not any(faults) and "failed" not in told.strings(STATUS)
+    rollouts = batch.beside(told) if is_sound else batch.with_columns(_settled(batch, told, faults))
+    return rollouts.with_metrics(answer.metrics)
 
 
 def names(batch: Batch) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -13,7 +14,15 @@ from megatron_rl.ports import Context
 
 def epoch_order(context: Context, size: int, epoch: int, shuffle: bool = True) -> np.ndarray:
     """The prompts' places in one pass over the data; a function of seed and epoch alone."""
-    return context.lasting_rng("epoch", epoch).permutation(size) if shuffle else np.arange(size)
+    return _shuffled(context.seed, size, epoch) if shuffle else np.arange(size)
+
+
+@lru_cache(maxsize=2)
+def _shuffled(seed: int, size: int, epoch: int) -> np.ndarray:
+    """Remembered, since every wave of an epoch goes on in the same order."""
+    order = Context(step=0, version=0, seed=seed).lasting_rng("epoch", epoch).permutation(size)
+    order.flags.writeable = False
+    return order
 
 
 def stream(context: Context, size: int, position: int, shuffle: bool = True) -> Iterator[tuple[int, int]]:

@@ -67,7 +67,7 @@ class Batch:
         return int(self.table.num_rows)
 
     def __contains__(self, column: Column) -> bool:
-        return column.name in self.table.column_names
+        return bool(self.table.schema.get_field_index(column.name) >= 0)
 
     def __getitem__(self, column: Column) -> Tensor | Ragged | list[str]:
         array = self._array(column)
@@ -114,15 +114,22 @@ class Batch:
     def with_columns(self, new: Mapping[Column, Values] | None = None, /, **named: Values) -> Batch:
         """A batch with these columns written or replaced. Names are looked up in the data dictionary."""
         columns = dict(new or {}) | {_declared(name): values for name, values in named.items()}
-        table = self.table
-        for column, values in columns.items():
-            array = _arrow(column, values)
+        arrays = {pa.field(column.name, column.type): _arrow(column, values) for column, values in columns.items()}
+        for field, array in arrays.items():
             if len(array) != len(self):
-                raise ValueError(f"column '{column.name}' needs one value per rollout: {len(self)}, got {len(array)}")
-            place = table.schema.get_field_index(column.name)
-            field = pa.field(column.name, column.type)
+                raise ValueError(f"column '{field.name}' needs one value per rollout: {len(self)}, got {len(array)}")
+        return self._with(arrays)._fitting(columns)
+
+    def beside(self, other: Batch) -> Batch:
+        """A batch with the columns of another one of the same rows written or replaced, in the other's memory."""
+        return self._with(dict(zip(other.table.schema, other.table.columns, strict=True)))
+
+    def _with(self, arrays: Mapping[pa.Field, pa.Array | pa.ChunkedArray]) -> Batch:
+        table = self.table
+        for field, array in arrays.items():
+            place = table.schema.get_field_index(field.name)
             table = table.append_column(field, array) if place < 0 else table.set_column(place, field, array)
-        return Batch(table)._fitting(columns)
+        return Batch(table)
 
     def without(self, *columns: Column) -> Batch:
         return Batch(self.table.drop_columns([column.name for column in columns if column in self]))
@@ -167,7 +174,10 @@ class Batch:
         return list(torch.split(order_B, torch.bincount(group_B).tolist())) if len(self) else []
 
     def write_parquet(self, path: Path) -> None:
-        pq.write_table(self.table, path)
+        """Numbers hardly repeat: a dictionary pays for text alone, and nobody asks for the extremes of a column."""
+        text = [field.name for field in self.table.schema if pa.types.is_string(field.type)]
+        with pa.OSFile(str(path), "wb") as file:
+            pq.write_table(self.table, file, use_dictionary=text, write_statistics=False)
 
     @classmethod
     def read_parquet(cls, path: Path) -> Batch:

@@ -88,7 +88,8 @@ def _parity(batch: Batch) -> dict[str, float]:
     if OLD_LOGPROBS not in batch or SAMPLER_LOGPROBS not in batch:
         return {}
     gap_T = (batch.ragged(OLD_LOGPROBS).values - batch.ragged(SAMPLER_LOGPROBS).values).abs()
-    gap_T = gap_T[_live(batch) & _fresh(batch)] if LOSS_MASK in batch or REUSED in batch else gap_T
+    live_T = _live(batch) & _fresh(batch) if REUSED in batch else _live(batch)
+    gap_T = gap_T if bool(live_T.all()) else gap_T[live_T]
     if not len(gap_T):
         return {}
     nearly_worst = max(1, -(-99 * len(gap_T) // 100))

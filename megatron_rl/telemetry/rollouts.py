@@ -68,7 +68,7 @@ class RolloutFiles:
         """Every file is whole already."""
 
     def _learn_pieces(self, batch: Batch, folder: Path, run: RunFacts) -> None:
-        seen = set(batch.ragged(TOKENS).values.unique().tolist()) if TOKENS in batch else set()
+        seen = set(batch.ragged(TOKENS).values.tolist()) if TOKENS in batch else set()
         fresh = seen - self._pieces.keys()
         if fresh:
             self._pieces |= {token: run.piece(token) for token in sorted(fresh)}

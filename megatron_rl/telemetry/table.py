@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -67,9 +67,15 @@ COLUMNS = (
 )
 
 
-def first_match(metrics: Iterable[str], patterns: tuple[str, ...]) -> str | None:
+def first_match(metrics: Collection[str], patterns: tuple[str, ...]) -> str | None:
     """The name of the metric that the earliest pattern matches."""
-    return next((name for pattern in patterns for name in metrics if fnmatchcase(name, pattern)), None)
+    return next((name for pattern in patterns for name in _matching(metrics, pattern)), None)
+
+
+def _matching(metrics: Collection[str], pattern: str) -> Iterator[str]:
+    if "*" not in pattern:
+        return iter((pattern,) if pattern in metrics else ())
+    return (name for name in metrics if fnmatchcase(name, pattern))
 
 
 def cells(point: Point) -> dict[str, str]:

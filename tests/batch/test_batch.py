@@ -57,6 +57,14 @@ def test_writing_a_column_leaves_the_input_untouched_and_shares_the_rest():
     assert after[TOKENS].values.data_ptr() == before[TOKENS].values.data_ptr()
 
 
+def test_columns_beside_are_written_or_replaced_in_their_own_memory():
+    other = Batch.of({REWARD: [9.0] * 4, SAMPLER_LOGPROBS: [[-1.0] * 2, [-1.0], [], [-1.0] * 3]})
+    both = small().beside(other)
+    assert both.table.column_names == ["prompt_id", "group", "tokens", "reward", "sampler_logprobs"]
+    assert both[REWARD].tolist() == [9.0] * 4
+    assert both[SAMPLER_LOGPROBS].values.data_ptr() == other[SAMPLER_LOGPROBS].values.data_ptr()
+
+
 def test_groups_are_found_by_id_never_by_position():
     batch = small()
     assert batch.group_index().tolist() == [0, 1, 0, 1]
