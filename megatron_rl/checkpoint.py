@@ -42,7 +42,17 @@ class Saved:
 
 
 def save(root: Path, step: int, actor: Actor, memory: Memory, facts: Mapping[str, object]) -> Saved:
-    """Writes `root/step_…` atomically and switches `latest` to it."""
+    """Writes `root/step_…` atomically and switches `latest` to it. A disk that takes no more leaves what was there."""
+    try:
+        return _save(root, step, actor, memory, facts)
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint of step {step} could not be written to {root} ({error.strerror or error}), and the one "
+            "before it stands as it was; give the disk room and leave to write, and run the same command again"
+        ) from error
+
+
+def _save(root: Path, step: int, actor: Actor, memory: Memory, facts: Mapping[str, object]) -> Saved:
     final, partial = _free_name(root, step), root / f"{_PARTIAL}step_{step:06d}"
     root.mkdir(parents=True, exist_ok=True)
     _remove_partial(root)

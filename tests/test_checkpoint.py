@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,10 +72,11 @@ def damage(folder: Path, how: str, draw: random.Random) -> Path:
     return victim
 
 
-@pytest.mark.parametrize(("how", "times"), [("flip", 40), ("truncate", 20), ("delete", 20)])
+@pytest.mark.parametrize(("how", "times"), [("flip", 100), ("truncate", 20), ("delete", 20)])
 def test_damage_is_named_before_any_weight_is_touched(tmp_path, how, times):
+    whole = saved(tmp_path)
     for number in range(times):
-        folder = saved(tmp_path / str(number))
+        folder = Path(shutil.copytree(whole, tmp_path / str(number)))
         victim = damage(folder, how, random.Random(number))
         actor = FileActor()
         with pytest.raises(CheckpointError, match=victim.name):
@@ -112,7 +114,9 @@ def test_a_save_that_fails_leaves_the_previous_one_and_no_half(tmp_path):
             raise OSError(28, "No space left on device")
 
     saved(tmp_path, 1)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(
+        CheckpointError, match=r"step 2 could not be written to .* \(No space left on device\), and the"
+    ):
         save(tmp_path, 2, DiskFull(), MEMORY, {})
     verify(latest(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000001"]
@@ -257,7 +261,7 @@ root, draw, saves = Path(sys.argv[1]), random.Random(0), []
 started = time.perf_counter()
 save(root, 0, FileActor(files=4, size=1 << 16), MEMORY, {})
 one_save_s = time.perf_counter() - started
-for kill in range(50):
+for kill in range(int(sys.argv[2])):
     child = os.fork()
     if child == 0:
         for step in range(1 + kill * 10**4, 10**6):
@@ -271,9 +275,11 @@ print(*saves)
 """
 
 
-def test_fifty_kills_at_random_points_of_a_save_leave_a_loadable_checkpoint(tmp_path):
-    done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path)], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("kills", [15, pytest.param(200, marks=pytest.mark.slow)])
+def test_kills_at_random_points_of_a_save_leave_a_loadable_checkpoint(tmp_path, kills):
+    command = [sys.executable, "-c", KILLS, str(tmp_path), str(kills)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     steps = [int(step) for step in done.stdout.split()]
-    assert len(steps) == 50
+    assert len(steps) == kills
     assert steps == sorted(steps), "a kill must never take back what an earlier process had saved"
-    assert len(set(steps)) > 5, "most kills should have come after at least one save"
+    assert len(set(steps)) > kills // 10, "most kills should have come after at least one save"

@@ -19,6 +19,7 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSys
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_rl.actor import trust
 from megatron_rl.actor.side_by_side import side_by_side
@@ -39,7 +40,7 @@ PROGRESS = "progress.json"
 def save(
     folder: Path, chunks: Sequence[MegatronModule], optimizer: MegatronOptimizer, progress: Mapping[str, object]
 ) -> None:
-    """Writes the folder; every rank calls this and all return when it is complete."""
+    """Writes the folder; every rank calls this and all return when it is complete; OSError where a disk is full."""
     if dist.get_rank() == 0:
         folder.mkdir(parents=True)
     _begin(optimizer)
@@ -49,7 +50,12 @@ def save(
     dist.barrier()
     content = {**FORMAT, "optimizers": _optimizers(optimizer)}
     state = _state(chunks, optimizer, is_loading=False)
-    dist_checkpointing.save(state, str(folder), _WrittenHere("torch_dist", 1), content_metadata=content)
+    try:
+        dist_checkpointing.save(state, str(folder), _WrittenHere("torch_dist", 1), content_metadata=content)
+    except CheckpointException as error:
+        # torch's is no Exception, and its text is tracebacks; what a rank met says enough.
+        rank, (met, _) = min(error.failures.items())
+        raise OSError(f"rank {rank} could not write its part: {str(met).splitlines()[0]}") from None
     if dist.get_rank() == 0:
         write_progress(folder, progress)
     dist.barrier()
@@ -109,7 +115,12 @@ def _write(transforms: list[object], _rank: int, files: Sequence[object], told: 
         return answers.get_nowait()[1]
 
     contents = side_by_side(written, range(len(files)))
-    errors = [content for content in contents if isinstance(content, Exception)]
+    # An archive that is closed over a full disk complains of its own state, and keeps the disk's answer behind that.
+    errors = [
+        content.__context__ if isinstance(content.__context__, OSError) else content
+        for content in contents
+        if isinstance(content, Exception)
+    ]
     told.put(errors[0] if errors else dict(enumerate(contents)))
 
 

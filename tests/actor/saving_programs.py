@@ -13,6 +13,7 @@ from megatron_rl.actor.build import build
 from megatron_rl.actor.optimizer import Optimizer, OptimizerSettings, wrapped
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.precision import Precision
+from tests.small_disks import fill, read_only
 
 
 def learner(folder: Path, parallel: dict, distributed: bool = True):
@@ -62,6 +63,41 @@ def save_checkpoint(folder: Path, to: Path, parallel: dict) -> None:
         where: list[Path] = [to]
         dist.broadcast_object_list(where)
         saving.save(where[0], modules, optimizer.megatron, {"steps": 1})
+
+
+def save_on_a_full_disk(folder: Path, disk: Path, leaves: list[float]) -> list[tuple[str, int]]:
+    """What each save says that finds room for this part of itself, and the step that is loaded after it."""
+    _, chunks, optimizer = learner(folder, {})
+    modules = [chunk.module for chunk in chunks]
+
+    class Alone:
+        def save(self, folder: Path) -> None:
+            saving.save(folder, modules, optimizer.megatron, {"steps": 1})
+
+        def load(self, folder: Path) -> None:
+            saving.load(folder, modules, optimizer.megatron)
+
+    root, actor = disk / "checkpoints", Alone()
+    first = checkpoint.save(root, 1, actor, {}, {}).folder
+    size = sum(path.stat().st_size for path in first.rglob("*"))
+    told = []
+    for leave in leaves:
+        filler = fill(disk, int(leave * size))
+        told.append(_refused(root, actor))
+        filler.unlink()
+    with read_only(disk):
+        told.append(_refused(root, actor))
+    assert checkpoint.save(root, 2, actor, {}, {}).step == checkpoint.load(checkpoint.latest(root), actor)[0].step
+    return told
+
+
+def _refused(root: Path, actor) -> tuple[str, int]:
+    said = ""
+    try:
+        checkpoint.save(root, 2, actor, {}, {})
+    except checkpoint.CheckpointError as error:
+        said = str(error)
+    return said, checkpoint.load(checkpoint.latest(root), actor)[0].step
 
 
 def pass_on(

@@ -1,4 +1,6 @@
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -9,8 +11,18 @@ import pytest
 
 from megatron_rl import checkpoint
 from tests import ranks
-from tests.actor.saving_programs import compare, left_running, pass_on, save_checkpoint, save_fresh, strangers
+from tests.actor.saving_programs import (
+    compare,
+    left_running,
+    pass_on,
+    save_checkpoint,
+    save_fresh,
+    save_on_a_full_disk,
+    strangers,
+)
 from tests.fakes.tiny_models import tiny_folder
+from tests.small_disks import small_disk
+from tests.test_checkpoint import damage
 
 HOME = {"tp": 2, "pp": 2}
 
@@ -130,6 +142,46 @@ def test_any_file_of_a_checkpoint_that_is_harmed_is_named_before_a_weight_is_tou
         shutil.rmtree(folder)
 
 
+def harmed(whole: Path, scratch: Path, how: str, times: int) -> int:
+    """How many of so many harms at random places were named before a weight was touched."""
+    named = 0
+    for number in range(times):
+        folder = Path(shutil.copytree(whole, scratch / f"{how}_{number}"))
+        victim = damage(folder, how, random.Random(f"{how} {number}"))
+        with pytest.raises(checkpoint.CheckpointError, match=re.escape(str(victim.relative_to(folder)))):
+            checkpoint.load(folder, Untouchable())
+        named += 1
+        shutil.rmtree(folder)
+    return named
+
+
+@pytest.mark.slow
+def test_a_hundred_flips_twenty_cuts_and_twenty_losses_are_named_before_a_weight_is_touched(whole, tmp_path):
+    counts = {"flip": 100, "truncate": 20, "delete": 20}
+    assert sum(harmed(whole, tmp_path, how, times) for how, times in counts.items()) == 140
+
+
+def full_disk(folder: Path, scratch: Path, leaves: list[float]) -> None:
+    with small_disk(scratch, mebibytes=16) as disk:
+        ((*full, locked),) = ranks.run(save_on_a_full_disk, world=1, folder=folder, disk=disk, leaves=leaves)
+    for said, step in (*full, locked):
+        assert said.startswith("the checkpoint of step 2 could not be written to ")
+        assert "\n" not in said
+        assert step == 1
+    assert all("No space left on device" in said for said, _ in full), full
+    assert "Read-only file system" in locked[0]
+
+
+def test_a_disk_that_is_full_or_read_only_leaves_the_checkpoint_before_it_and_is_told(tmp_path):
+    full_disk(tiny_folder(tmp_path / "model", "llama", num_hidden_layers=1), tmp_path, [0.0, 0.5])
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_at_any_place_of_a_save_leaves_the_checkpoint_before_it(tmp_path):
+    leaves = [part / 40 for part in range(40)]
+    full_disk(tiny_folder(tmp_path / "model", "llama", num_hidden_layers=1), tmp_path, leaves)
+
+
 @pytest.mark.parametrize("harm", [flip, truncate])
 def test_a_harmed_latest_is_named_and_a_lost_one_loses_nothing(whole, tmp_path, harm):
     root = Path(shutil.copytree(whole.parent, tmp_path / "checkpoints"))
@@ -160,5 +212,5 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint_that_loads(tmp_path)
 
 
 @pytest.mark.slow
-def test_fifty_kills_at_random_moments_of_a_save_leave_a_checkpoint_that_loads(tmp_path):
-    kill(tmp_path, 50)
+def test_two_hundred_kills_at_random_moments_of_a_save_leave_a_checkpoint_that_loads(tmp_path):
+    kill(tmp_path, 200)
