@@ -1,6 +1,6 @@
 """Puts a method's claim to the test against its baselines, on one small task, and writes a page about what came out.
 
-    python tools/bench_algorithms.py jspo|spec_rl|speed|pspo|a_star_po [--seeds 3] [--work runs/claims]
+    python tools/bench_algorithms.py jspo|spec_rl|speed|pspo|a_star_po|combinations [--seeds 3] [--work runs/claims]
         [--results docs/results] [--quick]
 
 Every run is a shipped configuration on the real actor and the embedded engine, in this process; what each spends is
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 
 import torch
 
-from tools.claims import a_star_po, jspo, pspo, spec_rl, speed
+from tools.claims import a_star_po, combinations, jspo, pspo, spec_rl, speed
 
 CLAIMS = {
     "jspo": jspo.page,
@@ -27,6 +27,7 @@ CLAIMS = {
     "speed": speed.page,
     "pspo": pspo.page,
     "a_star_po": a_star_po.page,
+    "combinations": combinations.page,
 }
 
 

@@ -29,7 +29,12 @@ def arms() -> list[Arm]:
         )
         for name, value in LENIENCES.items()
     ]
-    return [Arm(name="GRPO", config="spec_rl", changes=("collect=[generate, judge]",)), *reusing]
+    exact = "collect=[{drafts.reuse: {log_lenience: 0.0, laws: 0}}, generate, drafts.remember, judge]"
+    return [
+        Arm(name="GRPO", config="spec_rl", changes=("collect=[generate, judge]",)),
+        Arm(name="SPEC-RL, exact", config="spec_rl", changes=(exact,)),
+        *reusing,
+    ]
 
 
 def page(work: Path, seeds: Sequence[int], quick: bool) -> Page:
