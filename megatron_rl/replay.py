@@ -52,8 +52,8 @@ class Replayed:
 def replay(chain: Chain, recorded: Batch, memories: Memories, context: Context) -> Replayed:
     """Runs the chain's stages on the recorded rows, except those that need the engine or the actor.
 
-    `memories` are those of the step before; a stage that remembers is refused where they are missing, unless nothing
-    came before.
+    `memories` are those of the step before; for rollouts written ahead, of the step whose weights wrote them. A stage
+    that remembers is refused where they are missing, unless nothing came before.
     """
     kept: dict[str, Memory] = dict(memories)
     batch, skipped = recorded, list[str]()
@@ -67,7 +67,7 @@ def replay(chain: Chain, recorded: Batch, memories: Memories, context: Context) 
         if after is not None and before is None and context.step > 0 and step.slot not in memories:
             raise ReplayError(
                 f"stage '{step.name}' remembers what earlier steps did, and the run kept no checkpoint of step "
-                f"{context.step}; save that step (schedule.save_every), or replay one that follows a checkpoint."
+                f"{context.version}; save that step (schedule.save_every), or replay one that follows a checkpoint."
             )
         kept[step.slot] = after
         written |= {column.name: column for column in step.stage.writes}

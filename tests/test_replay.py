@@ -71,6 +71,8 @@ def test_a_memory_comes_from_the_step_before_or_the_replay_is_refused():
     assert found.batch.numbers(BASELINE).tolist() == [5.0] * 4
     with pytest.raises(ReplayError, match=r"stage 'counts' remembers .* no checkpoint of step 4"):
         replay(counts, recorded(), {}, CONTEXT)
+    with pytest.raises(ReplayError, match="no checkpoint of step 3"):  # rollouts written a step ahead
+        replay(counts, recorded(), {}, Context(step=4, version=3, seed=0))
     assert replay(counts, recorded(), {}, Context(step=0, version=0, seed=0)).batch.numbers(BASELINE)[0] == 1.0
 
 
