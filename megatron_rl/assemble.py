@@ -94,13 +94,15 @@ def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
 
 def replayed(spec: RunSpec, part: str, rollouts: Path, checkpoints: Path, step: int) -> Replayed:
     """The chain `learn` or `collect` run again on the rollouts that this step kept."""
-    before = checkpoints / f"step_{step - 1:06d}"
+    lag = _settings(spec, "schedule", Schedule).ahead if part == "collect" else 0
+    version = max(0, step - 1 - lag)
+    before = checkpoints / f"step_{version:06d}"
     memory = read_memory(before / "memory") if before.is_dir() else {}
     judge = _judge(spec) if part == "collect" else None
     try:
         machines: dict[str, object] = {} if judge is None else {"judge": judge}
         seed = _settings(spec, "run", RunSettings).seed
-        context = Context(step=step - 1, version=step - 1, seed=seed, machines=machines)
+        context = Context(step=step - 1, version=version, seed=seed, machines=machines)
         stages = chain(getattr(read_ideas(spec), part))
         return replay(stages, Batch.read_parquet(rollouts), memory if isinstance(memory, Mapping) else {}, context)
     finally:
