@@ -90,9 +90,9 @@ def test_a_package_file_holds_words_only():
 
 
 def test_every_idea_appears_in_a_configuration():
-    folder = REPOSITORY / "configs"
-    text = "\n".join(path.read_text() for path in folder.rglob("*.yaml")) if folder.exists() else None
-    unused = [f"{room}/{name}" for room in IDEAS for name in names(room) if text is not None and name not in text]
+    files = [*(REPOSITORY / "configs").rglob("*.yaml"), *(REPOSITORY / "examples").rglob("*.yaml")]
+    text = "\n".join(path.read_text() for path in files)
+    unused = [f"{room}/{name}" for room in IDEAS for name in names(room) if name not in text]
     assert unused == []
 
 
