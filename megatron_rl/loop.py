@@ -194,10 +194,11 @@ def _collect_wave(run: Run, context: Context) -> None:
     with run.part("collect", SAMPLER):
         wave, drawn = run.sampler.draw(run.memories.get(slot), context)
     wave, memories = run.collect(wave, {**run.memories, slot: drawn}, context, partial(run.part, "collect"))
-    with run.part("collect", SAMPLER):
-        memories[slot] = run.sampler.observe(wave, memories.get(slot), context)
-    with run.part("collect", BUFFER):
-        memories[BUFFER] = run.buffer.push(memories.get(BUFFER), wave)
+    if len(wave):
+        with run.part("collect", SAMPLER):
+            memories[slot] = run.sampler.observe(wave, memories.get(slot), context)
+        with run.part("collect", BUFFER):
+            memories[BUFFER] = run.buffer.push(memories.get(BUFFER), wave)
     run.memories = memories
 
 

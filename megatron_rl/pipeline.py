@@ -50,7 +50,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages one after another; itself batch and memories in, batch and memories out."""
+    """Stages one after another; itself batch and memories in, batch and memories out.
+
+    A stage may keep all rows back; those behind it then have nothing to do.
+    """
 
     steps: tuple[Step, ...]
 
@@ -59,6 +62,8 @@ class Chain:
     ) -> tuple[Batch, dict[str, Memory]]:
         kept = dict(memories)
         for step in self.steps:
+            if not len(batch):
+                break
             with watch(step.name):
                 batch, kept[step.slot] = step.stage(batch, kept.get(step.slot), context)
         return batch, {slot: memory for slot, memory in kept.items() if memory is not None}

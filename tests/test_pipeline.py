@@ -2,6 +2,7 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 import pytest
+import torch
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import (
@@ -45,6 +46,16 @@ def test_memory_goes_in_and_comes_out_by_slot():
     steps = chain([("first", Tally()), ("second", Tally())])
     _, memories = steps(batch, {"first": 4}, CONTEXT)
     assert memories == {"first": 5, "second": 1}
+
+
+def test_what_is_kept_back_whole_leaves_the_stages_behind_it_nothing_to_do():
+    class KeepsBack(Tally):
+        def __call__(self, batch, memory, context):
+            return batch.take(torch.arange(0)), len(batch)
+
+    batch, memories = chain([("kept", KeepsBack()), ("tally", Tally())])(Batch.of({PROMPT_ID: ["a"]}), {}, CONTEXT)
+    assert len(batch) == 0
+    assert memories == {"kept": 1}
 
 
 def test_stages_that_name_one_slot_share_it():
