@@ -58,17 +58,18 @@ def row(steps: Sequence[Step]) -> dict[str, float]:
     }
 
 
-def table(rows: Sequence[tuple[int, dict[str, float]]]) -> str:
-    """One line a run, the means of each way below, and what a step takes of the first way's."""
-    names = list(rows[0][1])
-    lines = ["  ".join(["ahead", *(f"{name:>11}" for name in names)])]
-    lines += ["  ".join([f"{ahead:>5}", *(f"{told[name]:>11.3f}" for name in names)]) for ahead, told in rows]
+def line(ahead: int, told: Mapping[str, float]) -> str:
+    return "  ".join([f"{ahead:>5}", *(f"{value:>11.3f}" for value in told.values())])
+
+
+def verdict(rows: Sequence[tuple[int, Mapping[str, float]]]) -> str:
+    """The mean step of each way, and what it is of the first way's."""
     ways = list(dict.fromkeys(ahead for ahead, _ in rows))
     steps = {way: mean(told["step"] for ahead, told in rows if ahead == way) for way in ways}
-    lines += [
-        f"ahead {way}: {steps[way]:.3f} s a step, {steps[way] / steps[ways[0]]:.2f} of ahead {ways[0]}" for way in ways
-    ]
-    return "\n".join(lines)
+    first = ways[0]
+    return "\n".join(
+        f"ahead {way}: {steps[way]:.3f} s a step, {steps[way] / steps[first]:.2f} of ahead {first}" for way in ways
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,8 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_intermixed_args(arguments)
     given = asked.settings
     settings = given if given and "=" not in given[0] else [str(CONFIG), TASK, *given]
-    rows = [(ahead, row(measure(settings, ahead, asked.steps))) for _ in range(asked.rounds) for ahead in asked.ahead]
-    print(table(rows))
+    rows: list[tuple[int, dict[str, float]]] = []
+    for ahead in asked.ahead * asked.rounds:
+        rows.append((ahead, row(measure(settings, ahead, asked.steps))))
+        if len(rows) == 1:
+            print("  ".join(["ahead", *(f"{name:>11}" for name in rows[0][1])]))
+        print(line(*rows[-1]), flush=True)
+    print(verdict(rows))
 
 
 if __name__ == "__main__":

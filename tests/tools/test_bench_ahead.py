@@ -1,6 +1,6 @@
 import pytest
 
-from tools.bench_ahead import row, table
+from tools.bench_ahead import line, row, verdict
 
 
 def told(collect, hidden):
@@ -17,6 +17,7 @@ def test_a_step_is_what_the_learner_did_and_hidden_seconds_are_beside_it():
 
 def test_ways_are_compared_with_the_first_over_all_rounds():
     slow, fast = row([told(1.75, 0.0)]), row([told(0.0, 1.75)])
-    *_, first, second = table([(0, slow), (1, fast), (0, slow), (1, fast)]).splitlines()
+    assert line(1, fast).split() == ["1", "2.250", "0.000", "2.000", "0.250", "1.750", "1.000"]
+    first, second = verdict([(0, slow), (1, fast), (0, slow), (1, fast)]).splitlines()
     assert first == "ahead 0: 4.000 s a step, 1.00 of ahead 0"
     assert second == "ahead 1: 2.250 s a step, 0.56 of ahead 0"
