@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.distributed.weight_transfer.base import (
@@ -18,31 +17,19 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.layers import utils as linear_layers
 from vllm.platforms import current_platform
 
 from megatron_rl.ops.logprobs import Sampling, sampling_logprobs
 from megatron_rl.reshard.delivery import Delivery
 from megatron_rl.reshard.layout import Key, Layout, LayoutError
 from megatron_rl.reshard.transport import Exchange, SyncReport
+from megatron_rl.rollout.vllm_plain_weights import keep_plain_weights
 
 BACKEND = "megatron_rl"
 """The name of this backend among vLLM's own."""
 
 EXTENSION = f"{__name__}.WorkerExtension"
 """Where vLLM finds the extension class."""
-
-
-def keep_plain_weights() -> None:
-    """Leaves linear layers their weights on a CPU, where vLLM would repack them into a form nobody can write to.
-
-    vLLM has no setting for it. A layer whose `cpu_linear` is torch's own multiplies by the weight as it stands.
-    """
-
-    def plain(layer: Any, remove_weight: bool) -> None:  # noqa: ANN401, ARG001  # vLLM's signature
-        layer.cpu_linear = torch.nn.functional.linear
-
-    linear_layers.dispatch_cpu_unquantized_gemm = plain
 
 
 if current_platform.is_cpu():

