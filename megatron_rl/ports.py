@@ -266,7 +266,7 @@ class StepRecord:
     metrics: Mapping[str, float]
     rollouts: int
     parts: Mapping[str, float] = field(default_factory=dict)
-    """Of these seconds, what was spent where: collect/sampler, collect/generate, learn/advantage and so on."""
+    """Of these, or beside them where rollouts are written ahead: collect/sampler, learn/advantage and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_rl.batch.columns import VERSION
+from megatron_rl.batch.columns import TOKEN_VERSIONS, VERSION
 from tests.test_launch import digest
 from tests.test_processes import TP2, config, curves, rollouts, run, under_ray  # noqa: F401  # config is a fixture
 
@@ -41,3 +41,14 @@ def test_vllm_writes_while_the_actor_learns(config, tmp_path):  # noqa: F811
     (parity,) = curves(finished, "parity/max")[0]
     assert parity < 1e-4
     assert all(hidden > 0 for (hidden,) in curves(finished, "ahead/hidden_seconds"))
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_takes_up_what_it_wrote_by_older_weights(config, tmp_path):  # noqa: F811
+    engine = "rollout={vllm: {cache_gib: 0.0625, context: 128}}"
+    stretches = "collect=[{generate: {stretch: 3}}, judge]"
+    finished = run(config, tmp_path, engine, stretches, "schedule.steps=4", *ONE_AHEAD)
+    versions = [row.tolist() for step in range(1, 5) for row in rollouts(finished, step).ragged(TOKEN_VERSIONS).rows()]
+    assert all(row == sorted(row) for row in versions)
+    assert any(row[0] < row[-1] for row in versions)

@@ -52,6 +52,13 @@ def test_algorithms_differ_in_what_they_write_and_score(planned):
     assert (valued.has_critic, valued.scores) == (True, 2)
 
 
+def test_rollouts_lag_as_the_run_says_or_as_is_asked_and_that_hides_writing_behind_learning(planned):
+    setup, choice = planned("grpo_asynchronous.yaml")
+    assert (setup.job.ahead, choice.placement) == (1, "split")
+    assert planned("grpo_asynchronous.yaml", guess=Guess(ahead=2))[0].job.ahead == 2
+    assert predict(setup, choice).seconds < predict(*planned("grpo_asynchronous.yaml", "schedule.ahead=0")).seconds
+
+
 def test_too_few_machines_are_refused(planned):
     split = ("cluster.placement=split", "rollout.vllm.replicas=8")
     with pytest.raises(SpecError, match="asks for 16 GPUs, 8 for the actor and 8 for the engines"):
