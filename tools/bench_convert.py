@@ -4,10 +4,11 @@
     python tools/bench_convert.py --gigabytes 0.1 --rounds 1 --room /mnt/scratch
 
 A round copies the checkpoint with `cp` and puts it on disk with `sync`, as a conversion does, before each conversion in
-a process of its own. A virtual machine hands freed memory back to its host within seconds, and whoever writes while
-some is still at hand is several times faster: so each begins after a pause. Rates are the checkpoint's bytes over the
-median round. Peak memory is the whole process's; `imports` is what it had before it began. Every conversion verifies
-what it wrote, by reading it all back.
+the same process. A virtual machine hands freed memory back to its host within seconds, and whoever writes while some is
+still at hand is several times faster, `cp` most: so all is measured twice, one after the other at once, and each after
+a pause. Rates are the checkpoint's bytes over the median round; starting Python is not counted. Peak memory is the
+whole process's; `imports` is what it had before it began. Every conversion reads back all that it wrote and compares it
+with what it read, byte by byte.
 """
 
 import argparse
@@ -17,13 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import torch
 
+from megatron_rl.actor import conversion
+from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.safetensors_folder import Contents, write_index, write_shard
 from megatron_rl.actor.weights import SHARD_BYTES
 from megatron_rl.reshard.engines import huggingface_layout
@@ -41,27 +46,24 @@ CONFIG = {
     "tie_word_embeddings": False,
     "dtype": "bfloat16",
 }
-PAUSE_S = 8.0
-LAYOUTS = ({"tp": 1, "pp": 1}, {"tp": 4, "pp": 2})
-
-_CONVERT = """
-import json, resource, sys, time
-from pathlib import Path
-from megatron_rl.actor import conversion
-from megatron_rl.actor.parallel import Parallel
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-source, target, cut = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-imports, begun = peak(), time.perf_counter()
-conversion.to_megatron(source, target, Parallel(**cut)) if cut else conversion.to_huggingface(source, target)
-print(json.dumps({"seconds": time.perf_counter() - begun, "peak": peak(), "imports": imports}))
-"""
+STATES = {"at once": 0.0, "settled": 8.0}
+"""Pauses before each copy and each conversion, in seconds."""
+LAYOUTS = (Parallel(), Parallel(tp=4, pp=2))
 
 
 class Round(NamedTuple):
-    """Seconds of a copy, and what the conversion after it took: seconds and MiB."""
+    """Seconds of a copy and of the conversion after it."""
 
     copy_s: float
-    conversion: dict[str, float]
+    conversion_s: float
+
+
+class Rounds(NamedTuple):
+    """Those of both ways, and the process's memory in MiB: the most it had, and what it had before it began."""
+
+    ways: dict[str, list[Round]]
+    peak: float
+    imports: float
 
 
 def synthetic(folder: Path, gigabytes: float) -> int:
@@ -83,24 +85,42 @@ def synthetic(folder: Path, gigabytes: float) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def copied(source: Path, target: Path) -> float:
-    """Seconds of `cp` and `sync`."""
-    time.sleep(PAUSE_S)
+def measured(room: Path, cut: Parallel, pause_s: float, count: int) -> Rounds:
+    """Copies and conversions in turn, in the process that calls this."""
+    imports, source, there, back = peak(), room / "source", room / "there", room / "back"
+    ways: dict[str, list[Round]] = {"to megatron": [], "back": []}
+    for _ in range(count):
+        copy_s = timed(lambda: copied(source, room / "copy"), pause_s)
+        shutil.rmtree(room / "copy")
+        there_s = timed(lambda: conversion.to_megatron(source, there, cut), pause_s)
+        ways["to megatron"].append(Round(copy_s, there_s))
+        copy_s = timed(lambda: copied(source, room / "copy"), pause_s)
+        shutil.rmtree(room / "copy")
+        back_s = timed(lambda: conversion.to_huggingface(there, back), pause_s)
+        ways["back"].append(Round(copy_s, back_s))
+        shutil.rmtree(there)
+        shutil.rmtree(back)
+    return Rounds(ways, peak(), imports)
+
+
+def timed(work: Callable[[], object], pause_s: float) -> float:
+    """Seconds that it takes after the pause."""
+    time.sleep(pause_s)
     begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def copied(source: Path, target: Path) -> None:
+    """`cp` and `sync`."""
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)
     subprocess.run(["sync", *map(str, target.iterdir())], check=True)
-    taken = time.perf_counter() - begun
-    shutil.rmtree(target)
-    return taken
 
 
-def converted(source: Path, target: Path, cut: dict[str, int]) -> dict[str, float]:
-    """Seconds and MiB of a conversion; an empty cut is the way back."""
-    time.sleep(PAUSE_S)
-    command = [sys.executable, "-W", "ignore", "-c", _CONVERT, str(source), str(target), json.dumps(cut)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return measured
+def peak() -> float:
+    """MiB that this process had at most; what the system says of its children counts its parent's as well."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,31 +134,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         room = Path(name)
         size = synthetic(room / "source", chosen.gigabytes)
         print(f"{size / 1e9:.2f} GB, median of {chosen.rounds} rounds")
-        for cut in LAYOUTS:
-            rounds = [round_of(room, cut) for _ in range(chosen.rounds)]
-            for way, times in {"to megatron": [one[0] for one in rounds], "back": [one[1] for one in rounds]}.items():
-                print(f"tp{cut['tp']} pp{cut['pp']} {way}: {line(size, times)}")
+        for state, pause_s in STATES.items():
+            for cut in LAYOUTS:
+                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                    rounds = process.submit(measured, room, cut, pause_s, chosen.rounds).result()
+                for way, times in rounds.ways.items():
+                    print(f"{state}, tp{cut.tp} pp{cut.pp} {way}: {line(size, times)}", flush=True)
+                print(f"    peak memory {rounds.peak:.0f} MiB, of it imports {rounds.imports:.0f} MiB", flush=True)
     return 0
-
-
-def round_of(room: Path, cut: dict[str, int]) -> tuple[Round, Round]:
-    """Copy and conversion to Megatron, then copy and conversion back."""
-    there = Round(copied(room / "source", room / "copy"), converted(room / "source", room / "there", cut))
-    back = Round(copied(room / "source", room / "copy"), converted(room / "there", room / "back", {}))
-    shutil.rmtree(room / "there")
-    shutil.rmtree(room / "back")
-    return there, back
 
 
 def line(size: int, rounds: Sequence[Round]) -> str:
     """What is printed of a way."""
-    copy_s = median(one.copy_s for one in rounds)
-    seconds = median(one.conversion["seconds"] for one in rounds)
-    peak, imports = (max(one.conversion[name] for one in rounds) for name in ("peak", "imports"))
-    return (
-        f"{size / seconds / 1e9:.2f} GB/s beside cp's {size / copy_s / 1e9:.2f}, {copy_s / seconds:.2f} of it; "
-        f"peak memory {peak:.0f} MiB, of it imports {imports:.0f} MiB"
-    )
+    copy_s, seconds = (median(times) for times in zip(*rounds, strict=True))
+    return f"{size / seconds / 1e9:.2f} GB/s beside cp's {size / copy_s / 1e9:.2f}, {copy_s / seconds:.2f} of it"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from megatron_rl.actor.safetensors_folder import bytes_of, read_json
@@ -15,7 +16,12 @@ from megatron_rl.actor.side_by_side import side_by_side
 from megatron_rl.spec.schema import SpecError
 
 FILE = "conversion.json"
+BLOCK = 1 << 18
+"""Bytes that a processor still has at hand when they are hashed after they were compared."""
 _PACKAGES = ("megatron-core", "torch", "safetensors")
+
+Compared = Iterable[tuple[str, Tensor, Tensor]]
+"""Tensors by name, each as it was found and as it should be."""
 
 
 class Digest(NamedTuple):
@@ -28,7 +34,24 @@ class Digest(NamedTuple):
     @staticmethod
     def of(tensor: Tensor) -> "Digest":
         """That of a tensor."""
-        sha256 = hashlib.sha256(bytes_of(tensor)).hexdigest()
+        return Digest._with(tensor, hashlib.sha256(bytes_of(tensor)).hexdigest())
+
+    @staticmethod
+    def of_equals(tensor: Tensor, other: Tensor) -> "Digest | None":
+        """That of two tensors with the same bytes; none where a byte, the shape or the type differs."""
+        if (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
+            return None
+        ours, theirs, sha256 = bytes_of(tensor), bytes_of(other), hashlib.sha256()
+        for start in range(0, len(ours), BLOCK):
+            block, other_block = ours[start : start + BLOCK], theirs[start : start + BLOCK]
+            width = np.uint64 if len(block) % 8 == 0 else np.uint8
+            if not np.array_equal(block.view(width), other_block.view(width)):
+                return None
+            sha256.update(block)
+        return Digest._with(tensor, sha256.hexdigest())
+
+    @staticmethod
+    def _with(tensor: Tensor, sha256: str) -> "Digest":
         return Digest(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), sha256)
 
 
@@ -54,7 +77,9 @@ class Certificate:
     versions: Mapping[str, str]
 
     def write(self, folder: Path) -> None:
-        """Puts it into the folder."""
+        """Puts it into the folder; ValueError unless every element was written once."""
+        if self.written != self.elements:
+            raise ValueError(f"{folder}: {self.written} elements were written, but the model has {self.elements}.")
         path = folder / FILE
         content = {**asdict(self), "tensors": {name: digest._asdict() for name, digest in self.tensors.items()}}
         path.write_text(json.dumps(content, indent=1) + "\n")
@@ -94,6 +119,20 @@ def digested(streams: Sequence[Iterable[tuple[str, Tensor]]]) -> dict[str, Diges
     """Digests by name of the tensors of streams, each read by a thread of its own that holds one at a time."""
     parts = side_by_side(lambda stream: {name: Digest.of(tensor) for name, tensor in stream}, streams)
     return {name: digest for part in parts for name, digest in part.items()}
+
+
+def compared(folder: Path, streams: Sequence[Compared]) -> dict[str, Digest]:
+    """Digests by name of a folder's tensors, each of which comes with what it should be; ValueError where it is not."""
+
+    def of_stream(stream: Compared) -> dict[str, Digest]:
+        digests = {}
+        for name, found, wanted in stream:
+            if (digest := Digest.of_equals(found, wanted)) is None:
+                raise ValueError(f"{folder} holds {name!r} with other bytes than were converted; convert it again.")
+            digests[name] = digest
+        return digests
+
+    return {name: digest for part in side_by_side(of_stream, streams) for name, digest in part.items()}
 
 
 def versions() -> dict[str, str]:

@@ -6,22 +6,22 @@ its name: a target that exists is whole and right.
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rl.actor import distributed_folder, fit, groups, saving
 from megatron_rl.actor import safetensors_folder as hf
 from megatron_rl.actor.architecture import Architecture, describe
-from megatron_rl.actor.certificate import Certificate, Digest, digested, versions
+from megatron_rl.actor.certificate import Certificate, Digest, compared, versions
 from megatron_rl.actor.distributed_folder import Contents
 from megatron_rl.actor.durable import replacing
 from megatron_rl.actor.parallel import Parallel
-from megatron_rl.actor.side_by_side import shares
+from megatron_rl.actor.side_by_side import shares, side_by_side
 from megatron_rl.actor.translation import Fusion, check_source, check_stored, unfused
 from megatron_rl.actor.weights import SHARD_BYTES, named_dtype, read_config
 from megatron_rl.reshard.engines import huggingface_layout
@@ -29,6 +29,7 @@ from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.reshard.stored import objects
 from megatron_rl.spec.schema import SpecError
 
+Tensors = Iterator[tuple[str, Tensor]]
 COMPANIONS = "hugging_face"
 """Where a converted checkpoint keeps config.json and tokenizer, so that it can be exported by itself."""
 
@@ -41,25 +42,26 @@ def to_megatron(source: Path, target: Path, parallel: Parallel) -> Certificate:
     dtype = check_source(reader, architecture.shape)
     fusion = Fusion(reader, architecture.shape, parallel, dtype)
     contents = Contents(fusion.files, objects(architecture.shape), dtype)
-    with replacing(target) as aside, ThreadPoolExecutor(1) as other:
-        digests = other.submit(digested, [_tensors(source, reader.inventory())])
+    with replacing(target) as aside:
         with alone():
             distributed_folder.write(aside, contents, fusion, saving.WEIGHTS)
         saving.write_progress(aside, {})
         (aside / COMPANIONS).mkdir()
         hf.copy_companions(source, aside / COMPANIONS)
+        stored = distributed_folder.Reader(aside)
+        check_stored(stored, architecture.shape)
+        tensors = _compared(aside, unfused(stored, architecture.shape), source)
         made = Certificate(
             source=huggingface_layout(architecture.shape).label,
             target=fusion.layout.label,
-            elements=sum(map(_elements, digests.result().values())),
+            elements=_elements(tensors),
             written=fusion.written,
             padding=fusion.padding,
             plan_bytes=fusion.written * dtype.itemsize,
-            tensors=digests.result(),
+            tensors=tensors,
             versions=versions(),
         )
         made.write(aside)
-        verify(aside)
         _refuse_existing(target)
     return made
 
@@ -82,8 +84,9 @@ def to_huggingface(source: Path, target: Path, like: Path | None = None, shard_b
     )
     with replacing(target) as aside:
         hf.copy_companions(origin, aside)
-        tensors = _write(aside, contents, unfused(reader, shape), contents.shards(shard_bytes))
-        written = sum(map(_elements, tensors.values()))
+        written = _write(aside, contents, unfused(reader, shape), contents.shards(shard_bytes))
+        again = [_converted(stream, contents.dtype) for stream in unfused(reader, shape)]
+        tensors = _compared(aside, again, aside)
         made = Certificate(
             source=f"megatron checkpoint of {str(stored).removeprefix('torch.')}",
             target=huggingface_layout(shape).label,
@@ -95,32 +98,49 @@ def to_huggingface(source: Path, target: Path, like: Path | None = None, shard_b
             versions=versions(),
         )
         made.write(aside)
-        verify(aside)
         _refuse_existing(target)
     return made
 
 
-def _write(
-    folder: Path, contents: hf.Contents, streams: Sequence[Iterator[tuple[str, Tensor]]], shards: Sequence[hf.Shard]
-) -> dict[str, Digest]:
-    """Writes the shards and their index, and gives the digests of what went into them."""
+def _write(folder: Path, contents: hf.Contents, streams: Sequence[Tensors], shards: Sequence[hf.Shard]) -> int:
+    """Writes the shards and their index, and gives the elements that went into them."""
 
-    def converted(stream: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in stream:
-            written = tensor.to(contents.dtype).contiguous()
-            put[name](name, written)
-            yield name, written
+    def put(stream: Tensors) -> int:
+        written = 0
+        for name, tensor in _converted(stream, contents.dtype):
+            file_of[name](name, tensor)
+            written += tensor.numel()
+        return written
 
     with ExitStack() as files:
-        put = {
+        file_of = {
             name: file
             for shard in shards
             for file in (files.enter_context(hf.writing(folder, shard, contents)),)
             for name in shard.names
         }
-        digests = digested([converted(stream) for stream in streams])
+        written = sum(side_by_side(put, streams))
     hf.write_index(folder, contents, shards)
-    return digests
+    return written
+
+
+def _converted(stream: Tensors, dtype: torch.dtype) -> Tensors:
+    return ((name, tensor.to(dtype)) for name, tensor in stream)
+
+
+def _compared(target: Path, streams: Sequence[Tensors], folder: Path) -> dict[str, Digest]:
+    """Digests of a Hugging Face folder's tensors; ValueError, naming the target, unless the streams are those."""
+
+    def beside(stream: Tensors) -> Iterator[tuple[str, Tensor, Tensor]]:
+        reader = hf.Reader(folder)
+        for name, tensor in stream:
+            yield name, tensor, reader.whole(name)
+            reader.release()
+
+    digests, expected = compared(target, [beside(stream) for stream in streams]), hf.Reader(folder).inventory()
+    if left := sorted(digests.keys() ^ expected.keys()):
+        raise ValueError(f"{target}: {left[0]!r} was converted on one side alone; convert it again.")
+    return {name: digests[name] for name in expected}
 
 
 def verify(folder: Path) -> Certificate:
@@ -150,7 +170,7 @@ def alone() -> Iterator[None]:
     try:
         yield
     finally:
-        groups.leave()
+        dist.destroy_process_group()
 
 
 def _architecture(folder: Path, parallel: Parallel | None = None) -> Architecture:
@@ -177,5 +197,5 @@ def _tensors(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]
         reader.release()
 
 
-def _elements(digest: Digest) -> int:
-    return math.prod(digest.shape)
+def _elements(tensors: Mapping[str, Digest]) -> int:
+    return sum(math.prod(digest.shape) for digest in tensors.values())

@@ -3,17 +3,18 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from io import BytesIO
+from io import BufferedWriter
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, FileSystemReader, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -21,24 +22,22 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import (
-    LoadItemType,
-    LoadPlan,
-    LoadPlanner,
-    ReadItem,
-    SavePlan,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
-)
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.utils import _create_file_view
 from torch.serialization import get_crc32_options, set_crc32_options
 
 from megatron_rl.actor import trust
+from megatron_rl.actor.archived import lying
+from megatron_rl.actor.room import alone
 from megatron_rl.actor.side_by_side import side_by_side
 from megatron_rl.reshard.layout import Box, volume
+from megatron_rl.reshard.local import slices
 from megatron_rl.reshard.stored import Chunk
 from megatron_rl.spec.schema import SpecError
+
+ALIGNMENT = 64
+"""Of what torch saves in an archive of its own."""
 
 
 class Contents(NamedTuple):
@@ -74,6 +73,10 @@ def write(
         raise
 
 
+def _new(size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(torch.Size(size), dtype=dtype)
+
+
 class Reader:
     """The tensors of a checkpoint by name, assembled of whatever chunks it has."""
 
@@ -82,9 +85,8 @@ class Reader:
             raise SpecError(f"{folder} is no Megatron distributed checkpoint: it lacks a readable metadata.json.")
         trust.check(folder)
         self.folder = folder
-        self._storage = FileSystemReader(folder)
-        self._metadata: Metadata = self._storage.read_metadata()
-        self._storage.set_up_storage_reader(self._metadata, is_coordinator=True)
+        self._metadata: Metadata = FileSystemReader(folder).read_metadata()
+        self._boxes: dict[str, list[Box]] = {}
 
     @cached_property
     def tensors(self) -> dict[str, TensorStorageMetadata]:
@@ -92,52 +94,48 @@ class Reader:
         known = self._metadata.state_dict_metadata.items()
         return {name: entry for name, entry in known if isinstance(entry, TensorStorageMetadata)}
 
-    def read(self, name: str, box: Box) -> Tensor:
-        """This box, without its first axis where that is one layer of a stack."""
-        stored = self.tensors[name]
-        target = torch.empty([stop - start for start, stop in box], dtype=stored.properties.dtype)
-        items = [
-            item
-            for number, chunk in enumerate(stored.chunks)
-            if (item := _overlap(name, number, chunk, box)) is not None
-        ]
-        if sum(item.lengths.numel() for item in items) != target.numel():
+    def read(self, name: str, box: Box, room: Callable[[Sequence[int], torch.dtype], Tensor] = _new) -> Tensor:
+        """This box, without its first axis where that is one layer of a stack.
+
+        It lies in the mapped file where one chunk holds it all, and is put together in `room` otherwise.
+        """
+        parts = [(place, common) for place in self._places(name) if (common := _overlap(place, box)) is not None]
+        if sum(volume(common) for _, common in parts) != volume(box):
             raise SpecError(f"{self.folder} does not hold all of {name!r}; its chunks leave a part of {box} out.")
-        try:
-            self._storage.read_data(LoadPlan(items), _Into(target))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise SpecError(f"{self.folder} holds {name!r} damaged ({reason}); save or convert it again.") from None
+        if len(parts) == 1:
+            place, _ = parts[0]
+            return self._chunk(name, place)[slices(within(box, place))]
+        target = room([stop - start for start, stop in box], self.tensors[name].properties.dtype)
+        for place, common in parts:
+            target[slices(within(common, box))] = self._chunk(name, place)[slices(within(common, place))]
         return target
 
+    def _places(self, name: str) -> list[Box]:
+        """Where in a tensor its chunks are."""
+        if name not in self._boxes:
+            self._boxes[name] = [
+                tuple((start, start + length) for start, length in zip(chunk.offsets, chunk.sizes, strict=True))
+                for chunk in self.tensors[name].chunks
+            ]
+        return self._boxes[name]
 
-class _Into(LoadPlanner):
-    """Directs every read into one tensor."""
-
-    def __init__(self, target: Tensor) -> None:
-        self.target = target
-
-    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
-        at = zip(read_item.dest_offsets, read_item.lengths, strict=True)
-        return self.target[tuple(slice(start, start + length) for start, length in at)]
-
-    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
-        """Nothing is left to do."""
-
-    def load_bytes(self, read_item: ReadItem, value: BytesIO) -> None:
-        raise AssertionError(f"only tensors are asked for, not {read_item.storage_index.fqn!r}")
-
-    def set_up_planner(self, *_: object, **__: object) -> None:
-        """The reads are given."""
-
-    def create_local_plan(self) -> LoadPlan:
-        raise AssertionError("the reads are given")
-
-    def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
-        return global_plan
-
-    def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
-        return central_plan
+    def _chunk(self, name: str, place: Box) -> Tensor:
+        """A chunk as it lies in its file, which is mapped for as long as the tensor is held."""
+        info = self._metadata.storage_data[MetadataIndex(name, torch.Size([start for start, _ in place]))]
+        shape = tuple(stop - start for start, stop in place)
+        try:
+            with (self.folder / info.relative_path).open("rb") as stream:
+                view = cast(IO[bytes], _create_file_view(stream, info.offset, info.length))
+                archive: Any = torch._C.PyTorchFileReader(view)  # its stub lacks what is asked of it
+                told, size = lying(archive.get_record("data.pkl"), shape), archive.get_record_size("data/0")
+                held = np.memmap(stream, np.uint8, "c", info.offset + archive.get_record_offset("data/0"), (size,))
+            kept = torch.from_numpy(held)
+            if kept.data_ptr() % told.dtype.itemsize:
+                kept = kept.clone()
+            return kept.view(told.dtype).as_strided(shape, told.strides, told.start)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise SpecError(f"{self.folder} holds {name!r} damaged ({reason}); save or convert it again.") from None
 
 
 class _Streamed(SaveShardedStrategy):
@@ -146,14 +144,16 @@ class _Streamed(SaveShardedStrategy):
     def __init__(self, contents: Contents, produce: Callable[[int, Chunk], Tensor]) -> None:
         super().__init__(backend="torch_dist", version=1)
         self.contents, self.produce = contents, produce
+        self._chunks = {
+            (chunk.name, tuple(start for start, _ in chunk.at)): chunk for file in contents.files for chunk in file
+        }
 
     @property
     def can_handle_sharded_objects(self) -> bool:
         return True
 
     def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
-        # A positive copy-ahead would let a machine with a GPU take tensors out of order.
-        writer = FileSystemWriter(checkpoint_dir, per_thread_copy_ahead=0, sync_files=False)
+        writer = FileSystemWriter(checkpoint_dir, sync_files=False)
         plans = [SavePlan([_tensor_item(chunk, self.contents.dtype) for chunk in file]) for file in self.contents.files]
         plans[0].items.extend(
             WriteItem(index=MetadataIndex(name), type=WriteItemType.BYTE_IO) for name in self.contents.objects
@@ -164,12 +164,29 @@ class _Streamed(SaveShardedStrategy):
         writer.set_up_storage_writer(is_coordinator=True)
 
         def written(number: int) -> list[WriteResult]:
-            planner = _InTurn(number, self.contents.files[number], self.produce)
-            return writer.write_data(plans[number], planner).wait()
+            path = Path(checkpoint_dir, f"{plans[number].storage_data.prefix}0{DEFAULT_SUFFIX}")
+            with path.open("wb") as stream:
+                return [_put(stream, item, self._content(number, item)) for item in plans[number].items]
 
         with _unsummed():
             results = side_by_side(written, range(len(plans)))
         writer.finish(metadata, results)
+
+    def _content(self, number: int, item: WriteItem) -> object:
+        if item.tensor_data is None:
+            return [None]  # as Megatron stores the state of one layer that has none
+        offsets = tuple(item.tensor_data.chunk.offsets)
+        chunk = self._chunks[item.index.fqn, offsets]
+        return alone(self.produce(number, chunk)).view(item.tensor_data.chunk.sizes)
+
+
+def _put(stream: BufferedWriter, item: WriteItem, content: object) -> WriteResult:
+    """Appends what torch's own writer would, where a mapped file has it in line."""
+    at = -(-stream.tell() // ALIGNMENT) * ALIGNMENT
+    stream.seek(at)
+    torch.save(content, stream)
+    length = stream.tell() - at
+    return WriteResult(item.index, length, _StorageInfo(Path(stream.name).name, at, length))
 
 
 @contextmanager
@@ -181,21 +198,6 @@ def _unsummed() -> Iterator[None]:
         yield
     finally:
         set_crc32_options(summed)
-
-
-class _InTurn(DefaultSavePlanner):
-    """Gives the writer of a file what it asks for."""
-
-    def __init__(self, number: int, file: Sequence[Chunk], produce: Callable[[int, Chunk], Tensor]) -> None:
-        super().__init__(flatten_state_dict=False)
-        self.number, self.produce = number, produce
-        self.chunks = {(chunk.name, tuple(start for start, _ in chunk.at)): chunk for chunk in file}
-
-    def lookup_object(self, index: MetadataIndex) -> object:
-        if index.offset is None:
-            return [None]  # as Megatron stores the state of one layer that has none
-        chunk = self.chunks[index.fqn, tuple(index.offset)]
-        return self.produce(self.number, chunk).reshape([stop - start for start, stop in chunk.at])
 
 
 def _tensor_item(chunk: Chunk, dtype: torch.dtype) -> WriteItem:
@@ -211,18 +213,13 @@ def _tensor_item(chunk: Chunk, dtype: torch.dtype) -> WriteItem:
     )
 
 
-def _overlap(name: str, number: int, chunk: ChunkStorageMetadata, box: Box) -> ReadItem | None:
-    """The part of a chunk that lies in the box."""
-    first = [max(start, offset) for (start, _), offset in zip(box, chunk.offsets, strict=True)]
-    last = [min(stop, offset + size) for (_, stop), offset, size in zip(box, chunk.offsets, chunk.sizes, strict=True)]
-    lengths = torch.Size([max(0, stop - start) for start, stop in zip(first, last, strict=True)])
-    if not lengths.numel():
+def within(inner: Box, outer: Box) -> Box:
+    """The inner box as it lies in the outer one."""
+    return tuple((start - first, stop - first) for (start, stop), (first, _) in zip(inner, outer, strict=True))
+
+
+def _overlap(one: Box, other: Box) -> Box | None:
+    """What lies in both, where anything does."""
+    if any(start >= last or first >= stop for (start, stop), (first, last) in zip(one, other, strict=True)):
         return None
-    return ReadItem(
-        type=LoadItemType.TENSOR,
-        dest_index=MetadataIndex(name),
-        dest_offsets=torch.Size([start - begin for start, (begin, _) in zip(first, box, strict=True)]),
-        storage_index=MetadataIndex(name, chunk.offsets, number),
-        storage_offsets=torch.Size([start - offset for start, offset in zip(first, chunk.offsets, strict=True)]),
-        lengths=lengths,
-    )
+    return tuple((max(start, first), min(stop, last)) for (start, stop), (first, last) in zip(one, other, strict=True))

@@ -22,6 +22,9 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 """How the names of files of weights end, of this format and of others."""
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
+TOUCHED_BYTES = 1 << 25
+"""Of mapped files that a reader may keep: opening them again for each small tensor would take longer than that."""
+
 
 class Entry(NamedTuple):
     """What a file's header says of a tensor: Entry(shape=(4096, 1024), dtype="BF16")."""
@@ -37,6 +40,7 @@ class Reader:
         self.folder = folder
         self._files: dict[Path, Any] = {}
         self._file_of = _files_by_tensor(folder)
+        self._touched = 0
 
     def inventory(self) -> dict[str, Entry]:
         """Every tensor, from the headers alone."""
@@ -58,11 +62,14 @@ class Reader:
     def whole(self, name: str) -> Tensor:
         """A tensor that lies in the mapped file until it is touched."""
         tensor: Tensor = self._open(self._file_of[name]).get_tensor(name)
+        self._touched += tensor.nbytes
         return tensor
 
     def release(self) -> None:
-        """Forgets the mapped files, and with them the memory of what was read; they are opened again when needed."""
-        self._files.clear()
+        """Forgets the mapped files where much was read, and with them its memory; they are opened again when needed."""
+        if self._touched > TOUCHED_BYTES:
+            self._files.clear()
+            self._touched = 0
 
     def read(self, name: str, shape: tuple[int, ...], box: Box) -> Tensor:
         """This box of a tensor; SpecError where the folder lacks the tensor or has it in another shape."""

@@ -11,8 +11,9 @@ from threading import Lock, local
 import torch
 from torch import Tensor
 
-from megatron_rl.actor.distributed_folder import Reader
+from megatron_rl.actor.distributed_folder import Reader, within
 from megatron_rl.actor.parallel import Parallel
+from megatron_rl.actor.room import Room
 from megatron_rl.actor.safetensors_folder import DTYPES
 from megatron_rl.actor.safetensors_folder import Reader as HfReader
 from megatron_rl.actor.side_by_side import shares
@@ -54,20 +55,19 @@ class Fusion:
         bench = self._bench(file)
         # What was mapped for the chunk before is let go, or memory would grow to the size of the model.
         bench.source.release()
-        tensor, copies = bench.filled[chunk.tensor]
-        target = bench.room(extent(chunk.box), self.dtype)
-        moved, zeroed = 0, 0
-        for copy in copies:
-            if _inside(copy.target.box, chunk.box):
-                whole = bench.source.whole(copy.source.key.name)
-                target[slices(_within(copy.target.box, chunk.box))] = whole[slices(copy.source.box)]
-                moved += copy.elements
-        for box in tensor.zeros:
-            target[slices(_within(box, chunk.box))] = 0
-            zeroed += volume(box)
+        tensor, every = bench.filled[chunk.tensor]
+        copies = [copy for copy in every if _inside(copy.target.box, chunk.box)]
         with self._counting:
-            self.written += moved
-            self.padding += zeroed
+            self.written += sum(copy.elements for copy in copies)
+            self.padding += sum(map(volume, tensor.zeros))
+        if len(copies) == 1 and copies[0].target.box == chunk.box:
+            return bench.source.whole(copies[0].source.key.name)[slices(copies[0].source.box)]
+        target = bench.room(extent(chunk.box), self.dtype)
+        for copy in copies:
+            whole = bench.source.whole(copy.source.key.name)
+            target[slices(within(copy.target.box, chunk.box))] = whole[slices(copy.source.box)]
+        for box in tensor.zeros:
+            target[slices(within(box, chunk.box))] = 0
         return target
 
     def _bench(self, file: int) -> "_Bench":
@@ -85,15 +85,7 @@ class _Bench:
     """Where a thread makes the chunks of one rank."""
 
     def __init__(self, rank: int, source: HfReader, filled: Mapping[Key, Filled]) -> None:
-        self.rank, self.source, self.filled = rank, source, filled
-        self._memory = torch.empty(0)
-
-    def room(self, size: list[int], dtype: torch.dtype) -> Tensor:
-        """A tensor of this size in memory that is used again."""
-        elements = torch.Size(size).numel()
-        if self._memory.numel() < elements or self._memory.dtype != dtype:
-            self._memory = torch.empty(elements, dtype=dtype)
-        return self._memory[:elements].view(size)
+        self.rank, self.source, self.filled, self.room = rank, source, filled, Room()
 
 
 def unfused(source: Reader, shape: ModelShape) -> tuple[Iterator[tuple[str, Tensor]], ...]:
@@ -109,18 +101,19 @@ def unfused(source: Reader, shape: ModelShape) -> tuple[Iterator[tuple[str, Tens
 def _unfused(
     source: Reader, places: Mapping[Key, Sequence[Chunk]], filled: Sequence[Filled]
 ) -> Iterator[tuple[str, Tensor]]:
-    held, box = None, torch.empty(0)
+    """Each until the next one is asked for."""
+    held, box, of_chunk, of_tensor = None, torch.empty(0), Room(), Room()
     for tensor, copies in filled:
         whole: Tensor | None = None
         for copy in copies:
             chunk = next(one for one in places[copy.source.key] if _inside(copy.source.box, one.box))
             if held != chunk:  # query, key and value are of one chunk
-                held, box = chunk, source.read(chunk.name, chunk.at).reshape(extent(chunk.box))
-            part = box[slices(_within(copy.source.box, chunk.box))]
+                held, box = chunk, source.read(chunk.name, chunk.at, of_chunk).reshape(extent(chunk.box))
+            part = box[slices(within(copy.source.box, chunk.box))]
             if len(copies) == 1:
                 whole = part
             else:
-                whole = torch.empty(tensor.shape, dtype=box.dtype) if whole is None else whole
+                whole = of_tensor(tensor.shape, box.dtype) if whole is None else whole
                 whole[slices(copy.target.box)] = part
         if whole is None:
             raise AssertionError(f"the plan fills no element of {tensor.name!r}")
@@ -180,8 +173,3 @@ def _compare(where: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[s
 
 def _inside(inner: Box, outer: Box) -> bool:
     return all(start >= first and stop <= last for (start, stop), (first, last) in zip(inner, outer, strict=True))
-
-
-def _within(inner: Box, outer: Box) -> Box:
-    """The inner box as it lies in the outer one."""
-    return tuple((start - first, stop - first) for (start, stop), (first, _) in zip(inner, outer, strict=True))

@@ -46,10 +46,14 @@ def check(folder: Path) -> None:
     _check_backends(folder / "metadata.json")
     look_through(_bytes_of(folder / ".metadata"), CONTENTS, str(folder / ".metadata"))
     look_through_archive(_bytes_of(folder / "common.pt"), TENSORS, str(folder / "common.pt"))
+    harmless: set[bytes] = set()  # layers that have no state all say so in the same bytes
     for file, offset, length in _objects(folder, FileSystemReader(folder).read_metadata()):
         with file.open("rb") as stream:
             stream.seek(offset)
-            look_through_archive(stream.read(length), TENSORS, f"{file}, {length} bytes from {offset}")
+            content = stream.read(length)
+        if content not in harmless:
+            look_through_archive(content, TENSORS, f"{file}, {length} bytes from {offset}")
+            harmless.add(content)
 
 
 def check_states(state: Mapping[str, object], where: str) -> None:

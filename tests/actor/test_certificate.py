@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from megatron_rl.actor.certificate import FILE, Certificate, Digest, versions
+from megatron_rl.actor.certificate import BLOCK, FILE, Certificate, Digest, compared, versions
 from megatron_rl.spec.schema import SpecError
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
@@ -49,9 +49,35 @@ def test_a_difference_is_named(tmp_path, tensors, reason):
         CERTIFICATE.check(tmp_path, tensors.items())
 
 
+def test_tensors_of_the_same_bytes_are_hashed_as_they_are_compared():
+    odd, not_a_number = torch.arange(BLOCK + 3, dtype=torch.uint8), torch.full((3,), torch.nan)
+    for tensor in (*TENSORS.values(), odd, odd[1:], not_a_number):
+        assert Digest.of_equals(tensor, tensor.clone()) == Digest.of(tensor)
+
+
+def test_what_differs_in_a_byte_its_shape_or_its_type_has_no_digest():
+    tensor = torch.zeros(2 * BLOCK + 3, dtype=torch.uint8)
+    for place in (0, BLOCK, -1):
+        other = tensor.clone()
+        other[place] = 1
+        assert Digest.of_equals(tensor, other) is None
+    assert Digest.of_equals(tensor[:4], tensor[:4].view(2, 2)) is None
+    assert Digest.of_equals(tensor[:4], tensor[:4].view(torch.int8)) is None
+    assert Digest.of_equals(torch.zeros(1), torch.tensor([-0.0])) is None
+
+
+def test_all_streams_are_compared_and_the_folder_is_named(tmp_path):
+    streams = [[(name, tensor, tensor)] for name, tensor in TENSORS.items()]
+    assert compared(tmp_path, streams) == CERTIFICATE.tensors
+    with pytest.raises(ValueError, match=rf"{tmp_path.name} holds 'a' with other bytes than were converted"):
+        compared(tmp_path, [*streams[1:], [("a", TENSORS["a"], TENSORS["a"] + 1)]])
+
+
 def test_an_element_written_twice_or_not_at_all_is_said(tmp_path):
     with pytest.raises(ValueError, match="9 elements were written, but the model has 8"):
         dataclasses.replace(CERTIFICATE, written=9).check(tmp_path, TENSORS.items())
+    with pytest.raises(ValueError, match="9 elements were written, but the model has 8"):
+        dataclasses.replace(CERTIFICATE, written=9).write(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"tensors": []}', '{"tensors": {"a": {"shape": [1]}}}'])

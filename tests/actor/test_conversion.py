@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -16,16 +16,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from megatron_rl.actor import conversion
-from megatron_rl.actor.certificate import Certificate
+from megatron_rl.actor import conversion, distributed_folder
+from megatron_rl.actor.certificate import Compared, Digest
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.safetensors_folder import INDEX, SINGLE
 from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.spec.schema import SpecError
 from tests import ranks
+from tests.actor.conversion_damage import changed, cut_short, in_two_shards
 from tests.actor.conversion_programs import SHARD_BYTES, differing_after_load, save_and_export
 from tests.fakes.tiny_models import FAMILIES, tiny_folder
 
+WRITERS = ((distributed_folder, "write"), (conversion, "_write"))
 FEW = (Parallel(), Parallel(tp=2, pp=2), Parallel(tp=4, pp=2, vpp=2), Parallel(pp=2, stage_layers=(3, 1)))
 TWENTY = (
     *(Parallel(tp=tp, pp=pp) for tp, pp in product((1, 2, 4), (1, 2, 4))),
@@ -119,13 +121,28 @@ def test_a_flipped_bit_is_found_in_either_format(folders, tmp_path):
         conversion.verify(tmp_path / "there")
 
 
-def changed(source: Path, folder: Path, tensors: dict[str, torch.Tensor | None]) -> Path:
-    """A copy with these tensors put in, or left out."""
-    shutil.copytree(source, folder)
-    content = {**load_file(folder / SINGLE), **tensors}
-    kept = {name: tensor for name, tensor in content.items() if tensor is not None}
-    save_file(kept, folder / SINGLE, metadata={"format": "pt"})
-    return folder
+@pytest.mark.parametrize("is_export", [False, True])
+def test_what_reaches_the_disk_otherwise_than_it_was_read_has_no_name(folders, tmp_path, monkeypatch, is_export):
+    source, target, (module, name) = folders["qwen2", False], tmp_path / "target", WRITERS[is_export]
+    if is_export:
+        conversion.to_megatron(source, tmp_path / "there", Parallel(tp=2))
+    write = getattr(module, name)
+    needle = load_file(source / SINGLE)["model.norm.weight"].view(torch.uint8).numpy().tobytes()
+
+    def written_with_a_flipped_bit(folder: Path, *rest: object) -> object:
+        result = write(folder, *rest)
+        file = next(path for path in folder.iterdir() if path.is_file() and needle in path.read_bytes())
+        content = bytearray(file.read_bytes())
+        content[content.index(needle)] ^= 1
+        file.write_bytes(content)
+        return result
+
+    monkeypatch.setattr(module, name, written_with_a_flipped_bit)
+    with pytest.raises(ValueError, match="with other bytes than were converted"):
+        conversion.to_huggingface(tmp_path / "there", target) if is_export else conversion.to_megatron(
+            source, target, Parallel(tp=2)
+        )
+    assert not target.exists()
 
 
 @pytest.mark.parametrize(
@@ -142,23 +159,6 @@ def test_a_folder_that_is_not_its_config_is_refused_before_anything_is_written(f
     with pytest.raises(SpecError, match=reason):
         conversion.to_megatron(source, tmp_path / "target", Parallel())
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-def in_two_shards(source: Path, folder: Path) -> Path:
-    """A copy whose tensors lie in two files."""
-    shutil.copytree(source, folder)
-    tensors = load_file(folder / SINGLE)
-    (folder / SINGLE).unlink()
-    file_of = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(tensors)}
-    for file in set(file_of.values()):
-        part = {name: tensor for name, tensor in tensors.items() if file_of[name] == file}
-        save_file(part, folder / file, metadata={"format": "pt"})
-    (folder / INDEX).write_text(json.dumps({"weight_map": file_of}))
-    return folder
-
-
-def cut_short(file: Path, count: int) -> None:
-    file.write_bytes(file.read_bytes()[:-count])
 
 
 @pytest.mark.parametrize(
@@ -279,14 +279,14 @@ def test_a_kill_at_any_moment_leaves_no_target_or_a_whole_one(folders, tmp_path)
 
 
 def test_what_another_made_meanwhile_is_left_to_them(folders, tmp_path, monkeypatch):
-    target, verified = tmp_path / "target", conversion.verify
+    target, compared = tmp_path / "target", conversion.compared
 
-    def verify_while_another_writes(folder: Path) -> Certificate:
+    def compared_while_another_writes(folder: Path, streams: Sequence[Compared]) -> dict[str, Digest]:
         target.mkdir()
         (target / "precious").write_text("theirs")
-        return verified(folder)
+        return compared(folder, streams)
 
-    monkeypatch.setattr(conversion, "verify", verify_while_another_writes)
+    monkeypatch.setattr(conversion, "compared", compared_while_another_writes)
     with pytest.raises(SpecError, match="exists; name a folder that does not"):
         conversion.to_megatron(folders["llama", False], target, Parallel())
     assert (target / "precious").read_text() == "theirs"
