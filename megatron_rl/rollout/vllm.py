@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -11,6 +12,7 @@ from typing import Annotated, Final, Literal
 import torch
 from annotated_types import Ge, Gt, Le
 
+from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.reshard.digest import Verify
 from megatron_rl.reshard.layout import ModelShape
 from megatron_rl.rollout.settings import SamplingSettings
@@ -109,8 +111,7 @@ class Vllm:
                 f"rollout.vllm cannot serve a model with head_dim {model.shape.head_dim} on a CPU, only one of "
                 f"{', '.join(map(str, HEAD_DIMS))}; choose `rollout: embedded` or another model."
             )
-        if why := unservable(sampling.law):
-            raise SpecError(f"sampling.temperature: {why}; choose another or `rollout: embedded`.")
+        refuse_unservable({"sampling": sampling.law})
         context = min(model.context, self.context or model.context)
         order = CoreOrder(
             folder=os.path.abspath(model.folder),
@@ -153,3 +154,10 @@ class Vllm:
             )
             for number in range(self.replicas)
         ]
+
+
+def refuse_unservable(laws: Mapping[str, Sampling]) -> None:
+    """SpecError, by the section that sets it, at the first law that vLLM cannot draw from."""
+    for section, law in laws.items():
+        if why := unservable(law):
+            raise SpecError(f"{section}.temperature: {why}; choose another or `rollout: embedded`.")
