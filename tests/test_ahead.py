@@ -43,6 +43,15 @@ def test_a_batch_is_written_by_the_version_that_its_step_names_and_by_no_other(t
     assert ages == [min(step, by) for step in range(8)]
 
 
+@pytest.mark.parametrize("by", [1, 3])
+def test_training_raises_the_share_of_right_answers_from_older_rollouts_too(tmp_path, by):
+    run = ahead_run(tmp_path, 12, by)
+    train(run)
+    shares = [evaluation.metrics["table/pass@1"] for evaluation in run.telemetry.evaluations]
+    assert [evaluation.step for evaluation in run.telemetry.evaluations] == [0, 4, 8, 12]
+    assert shares[-1] > shares[0] + 0.15
+
+
 def test_none_ahead_is_the_run_that_takes_turns(tmp_path):
     in_turn, ahead = make_run(tmp_path / "in_turn", steps=8), ahead_run(tmp_path / "ahead", 8, by=0)
     train(in_turn)
