@@ -117,7 +117,7 @@ def test_eight_steps_are_three_and_five_with_a_kill_between(config, data, tmp_pa
     name = load(config, ("extends=base/toy.yaml",)).plain["run"]["name"]
     straight, broken = tmp_path / "straight" / name, tmp_path / "broken" / name
     launch.train(small(config, data, tmp_path / "straight", *more))
-    kill_after(broken, 3, config, shrunk(config, data, tmp_path / "broken", *more))
+    kill_after(3, config, shrunk(config, data, tmp_path / "broken", *more))
     launch.train(small(config, data, tmp_path / "broken", *more))
     assert digest(straight, 8) == digest(broken, 8)
     for step in range(1, 9):
