@@ -17,6 +17,7 @@ from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import PREFIX, TOKENS
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.loop import Run
+from megatron_rl.laws import Laws, shown
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ports import Actor, Critic, Evaluation, Judge, Objective, Policy, RolloutEngine, StepRecord, Update
 from tools.claims.apart import forget_peak, resident_mib
@@ -76,6 +77,11 @@ class MeteredEngine:
             scored = self.engine.score(batch)
         self.spent.totals["tokens/verified"] += len(scored.values)
         return scored
+
+    def laws(self, batch: Batch, top: int) -> Laws:
+        """Of drafts, so part of verifying them; the tokens are those that are scored besides."""
+        with self.spent.on("verify"):
+            return shown(self.engine).laws(batch, top)
 
     def close(self) -> None:
         self.engine.close()
