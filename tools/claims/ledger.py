@@ -16,8 +16,8 @@ from pathlib import Path
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import PREFIX, TOKENS
 from megatron_rl.batch.ragged import Ragged
-from megatron_rl.loop import Run
 from megatron_rl.laws import Laws, shown
+from megatron_rl.loop import Run
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ports import Actor, Critic, Evaluation, Judge, Objective, Policy, RolloutEngine, StepRecord, Update
 from tools.claims.apart import forget_peak, resident_mib
