@@ -99,7 +99,7 @@ class Apart:
     def start(self, engine: Engine) -> Cast:
         """The ranks under Ray, sending to the engine in this process, or to its groups on this machine."""
         try:
-            machines = open_machines(self.cluster.address)
+            machines = open_machines(self.cluster.address, self.cluster.machines, self.cluster.start_s)
         except LayoutError as error:
             raise SpecError(str(error)) from None
         try:

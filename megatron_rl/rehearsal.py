@@ -34,6 +34,7 @@ ALWAYS: Final = (
     "telemetry.sample_every=0",
     "telemetry.wandb=off",
     "cluster.address=''",
+    "cluster.machines=0",
 )
 """What a rehearsal has otherwise than its run; none of it is part of what is learnt."""
 

@@ -11,6 +11,7 @@ STOPPED=75 # the exit code of a run that was stopped, saved, and has steps left
 FAILED=1   # the exit code of a run that broke down
 
 ROOT=${ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}
+source "$ROOT/slurm/outlast.sh"
 DRY_RUN=${DRY_RUN:-}
 
 step() { # becomes srun, with what every step of this job shares; prints it instead where this is a dry run
@@ -39,9 +40,15 @@ free_port() { # one that nothing listens on now; the kernel chooses
     "${PYTHON:-python3}" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
 }
 
-again() { # the same job from its last checkpoint
+again() { # the same job from its last checkpoint; a busy controller may have to be asked more than once
     echo "job $SLURM_JOB_ID goes back into the queue: $1" >&2
-    scontrol requeue "$SLURM_JOB_ID"
+    for _ in 1 2 3 4 5 6; do
+        if scontrol requeue "$SLURM_JOB_ID"; then return; fi
+        # A scheduler that preempts by requeueing has done so already.
+        case $(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T) in PENDING | COMPLETING | REQUEUED) return ;; esac
+        sleep 5
+    done
+    echo "Slurm does not take job $SLURM_JOB_ID back; submit it again, and it goes on in the same folder" >&2
 }
 
 run_job() { # COMMAND ARGUMENTS...
@@ -51,10 +58,13 @@ run_job() { # COMMAND ARGUMENTS...
     else
         : "${SLURM_JOB_ID:?this script is for sbatch; with --dry-run after its arguments it prints what it would run}"
         nodes=$SLURM_JOB_NUM_NODES logs=$ROOT/runs/jobs/$SLURM_JOB_ID
+        mkdir -p "$logs"
+        rm -f "$logs/stop" "$logs/lost"
+        # A signal through srun would reach every process of the step, graders and Ray included; a file reaches the
+        # driver. It is there from the first moment: a script without a trap would die of the signal, and the job with it.
+        trap 'touch "$logs/stop"' USR1 TERM
         first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
         address=$(address_of "$first"):$(free_port)
-        mkdir -p "$logs"
-        rm -f "$logs/stop"
         # Ray runs what it is told by whoever reaches its ports; the token keeps other users of the network out.
         RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(od -An -N 32 -tx1 /dev/urandom | tr -d ' \n')
         export RAY_AUTH_MODE RAY_AUTH_TOKEN
@@ -63,8 +73,12 @@ run_job() { # COMMAND ARGUMENTS...
         step --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --output="$logs/node_%n.log" \
             slurm/node.sh join "$address" &
         cluster=$!
-        [ -z "$DRY_RUN" ] || wait "$cluster"
-        set -- "$@" "cluster.address=$address"
+        if [ -n "$DRY_RUN" ]; then
+            wait "$cluster"
+        else # a node that cannot join ends the step of all; the driver must not wait for them
+            (while kill -0 "$cluster" 2>/dev/null; do sleep 1; done; touch "$logs/lost") &
+        fi
+        set -- "$@" "cluster.address=$address" "cluster.machines=$nodes"
     else
         address=alone
     fi
@@ -79,16 +93,13 @@ run_job() { # COMMAND ARGUMENTS...
         wait "$driver"
         return
     fi
-    # A signal through srun would reach every process of the step, graders and Ray included; a file reaches the driver.
-    trap 'touch "$logs/stop"' USR1 TERM
-    while :; do # a signal ends `wait`, not the driver
-        wait "$driver" && code=0 || code=$?
-        kill -0 "$driver" 2>/dev/null || break
-    done
+    outlast "$driver" || code=$?
     [ -z "$cluster" ] || kill "$cluster" 2>/dev/null || true
     tail -n 3 "$logs/driver.log" >&2 || true
     if [ "$code" -eq "$STOPPED" ]; then
         again "stopped before its end"
+    elif [ "$code" -gt 128 ] && [ -e "$logs/stop" ]; then
+        again "told to stop before there was anything to save"
     elif [ "$code" -eq "$FAILED" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-3}" ]; then
         again "it failed, and was restarted ${SLURM_RESTART_COUNT:-0} times of at most ${MAX_RESTARTS:-3}"
     fi

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,16 +28,23 @@ class Machines:
         ray.shutdown()
 
 
-def open_machines(address: str) -> Machines:
-    """Joins the Ray cluster at the address, or starts one on this machine; LayoutError where it is in use."""
+def open_machines(address: str, expected: int = 0, timeout_s: float = 120.0) -> Machines:
+    """Joins the Ray cluster at the address, or starts one on this machine; LayoutError where it is in use.
+
+    The nodes of an allocation join one after the other: `expected` machines are waited for.
+    """
     os.environ.update(QUIET)
     with _own_signals():
         if address:
             ray.init(address=address, log_to_driver=False, logging_level="error")
         else:
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
-    machines = _found()
+    machines, end = _found(), time.monotonic() + (timeout_s if address else 0.0)
+    while len(machines.nodes) < expected and time.monotonic() < end:
+        time.sleep(0.2)
+        machines = _found()
     try:
+        _check_there(machines, expected, timeout_s)
         _check_free(address)
     except LayoutError:
         machines.close()
@@ -70,6 +78,15 @@ def _found() -> Machines:
         for entry in alive
     )
     return Machines(nodes=nodes, ids=tuple(entry["NodeID"] for entry in alive))
+
+
+def _check_there(machines: Machines, expected: int, timeout_s: float) -> None:
+    if (found := len(machines.nodes)) < expected:
+        names = ", ".join(node.name for node in machines.nodes)
+        raise LayoutError(
+            f"cluster.machines is {expected}, but after {timeout_s:g} s {found} had joined ({names}); see the logs of "
+            "the others, and whether the nodes can reach one another."
+        )
 
 
 def _check_free(address: str) -> None:

@@ -16,6 +16,9 @@ class ClusterSettings:
     address: str = ""
     """A Ray cluster that this run has for itself, as in `10.0.0.1:6379`; empty starts Ray on this machine alone."""
 
+    machines: Annotated[int, Ge(0)] = 0
+    """How many machines that cluster must have before the run begins; 0 takes those that are there."""
+
     cpus_per_rank: Annotated[int, Ge(0)] = 0
     """Cores that each rank must have for itself; 0 lets ranks share them."""
 

@@ -21,6 +21,12 @@ def test_machines_that_another_job_uses_are_refused(machines, two_nodes):
     ray.kill(held)
 
 
+def test_machines_that_are_expected_and_do_not_join_are_told(machines):
+    own._check_there(machines, 2, 0.5)
+    with pytest.raises(LayoutError, match=r"cluster\.machines is 3, but after 0\.5 s 2 had joined"):
+        own._check_there(machines, 3, 0.5)
+
+
 class Holder:
     def ready(self) -> bool:
         return True

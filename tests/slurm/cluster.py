@@ -7,12 +7,16 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 NODES = ("left", "right")
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY")
 _PATH = f"{os.environ['PATH']}:/usr/sbin"
 
 _CONFIG = """\
@@ -34,9 +38,9 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-SchedulerParameters=sched_interval=2,bf_interval=2
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 JobRequeue=1
-KillWait=20
+KillWait=5
 ReturnToService=2
 SlurmdParameters=config_overrides
 MpiDefault=none
@@ -83,7 +87,7 @@ class Slurm:
         munge += [f"--seed-file={self.folder}/munge.seed"]
         self._start(munge)
         wait_until((self.folder / "munge.socket").exists, "munged")
-        self._start(["slurmctld", "-D", "-i"])
+        self._start(["slurmctld", "-D", "-c"])
         for name in NODES:
             (self.folder / f"spool_{name}").mkdir()
             self._start(["slurmd", "-D", "-N", name])
@@ -94,25 +98,61 @@ class Slurm:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
         return (done.stdout if done.returncode == 0 else done.stderr).strip()
 
-    def state(self, job: str) -> str:
-        """'RUNNING', 'COMPLETED', ..."""
-        return self.facts(job)["JobState"]
-
     def facts(self, job: str) -> dict[str, str]:
-        told = self.ask("scontrol", "show", "job", job)
-        return dict(word.split("=", 1) for word in told.split() if "=" in word)
+        """What Slurm says of a job; a controller that is too busy to answer is asked again."""
+        for _ in range(5):
+            told = self.ask("scontrol", "show", "job", job)
+            if "JobState=" in told:
+                return dict(word.split("=", 1) for word in told.split() if "=" in word)
+            time.sleep(1.0)
+        raise AssertionError(f"Slurm says nothing of job {job}, but {told!r}")
 
-    def start_again(self, job: str) -> None:
-        """Starts a requeued job without the two minutes that Slurm would have it wait."""
+    def start_again(self, job: str, times: int = 1) -> None:
+        """Starts a job that was requeued so often, without the two minutes that Slurm would have it wait.
 
-        def is_started() -> bool:
-            self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
-            return self.facts(job)["Restarts"] != "0" and self.state(job) == "RUNNING"
+        Those are there for a reason: what is launched in the second in which the job was ended is taken for the job
+        that was ended, "Job credential revoked", and is killed. Two seconds are enough.
+        """
+        wait_until(lambda: self._is(job, "PENDING", times), f"job {job} to be requeued")
+        time.sleep(2.0)
+        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+        wait_until(lambda: self._is(job, "RUNNING", times), f"job {job} to start again")
 
-        wait_until(is_started, f"job {job} to start again")
+    def _is(self, job: str, state: str, restarts: int) -> bool:
+        """Whether it is; fails at once where it no longer can be, with what is known of the job."""
+        facts = self.facts(job)
+        is_held = facts["JobState"] == "PENDING" and facts["Priority"] == "0"
+        is_over = facts["JobState"] in OVER and (state not in OVER or facts["JobState"] != state)
+        assert not is_held, f"job {job} is held; {self.told(job)}"
+        assert not is_over, f"job {job} should be {state}; {self.told(job)}"
+        return facts["JobState"] == state and int(facts["Restarts"]) >= restarts
+
+    def end(self, job: str) -> None:
+        """Returns when the job is completed."""
+        wait_until(lambda: self._is(job, "COMPLETED", 0), f"job {job}", 240.0)
+
+    def told(self, job: str) -> str:
+        """Everything that explains where a job stands."""
+        logs = sorted(Path(self.facts(job)["WorkDir"], "runs/jobs").rglob("*.log"))
+        logs += [self.folder / "slurmctld.log", *sorted(self.folder.glob("slurmd_*.log"))]
+        ends = (f"--- {path}\n{path.read_text(errors='replace')[-3000:]}" for path in logs)
+        return "\n".join([self.ask("scontrol", "show", "job", job), *ends])
+
+    def hosts(self, job: str, title: str) -> set[str]:
+        """The nodes on which processes of this title stand; what starts them knows its node."""
+        own = {"SLURM_CONF": self.environment["SLURM_CONF"], "SLURM_JOB_ID": job}
+        titled = {process.info["ppid"] for process in _listed() if title in " ".join(process.info["cmdline"] or ())}
+        return {process.environ()["SLURMD_NODENAME"] for process in _living(own) if process.pid in titled}
+
+    def left_of(self, job: str) -> list[str]:
+        """The commands of the processes that a job started and that still are."""
+        own = {"SLURM_CONF": self.environment["SLURM_CONF"], "SLURM_JOB_ID": job}
+        return [" ".join(process.info["cmdline"] or ()) for process in _living(own)]
 
     def close(self) -> None:
-        self.ask("scancel", "--user=root", "--full", "--signal=KILL")
+        self.ask("scancel", "--user=root")
+        with suppress(AssertionError):
+            wait_until(lambda: self.ask("squeue", "--noheader") == "", "the queue to empty", 30.0)
         for process in reversed(self.processes):
             process.terminate()
         for process in reversed(self.processes):
@@ -121,6 +161,9 @@ class Slurm:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for stray in _living({"SLURM_CONF": self.environment["SLURM_CONF"]}):
+            with suppress(psutil.Error):
+                stray.kill()
 
     def _start(self, command: list[str]) -> None:
         with (self.folder / "daemons.log").open("ab") as log:
@@ -134,6 +177,22 @@ def wait_until(is_so: Callable[[], object], what: str, timeout_s: float = 300.0)
     while not is_so():
         assert time.monotonic() < end, f"waited {timeout_s} s for {what}"
         time.sleep(0.2)
+
+
+def _living(variables: Mapping[str, str]) -> list[psutil.Process]:
+    """The processes that were started with these variables, those that have ended aside."""
+    found = []
+    for process in _listed():
+        with suppress(psutil.Error):
+            is_own = process.pid != os.getpid() and process.info["status"] != psutil.STATUS_ZOMBIE
+            if is_own and variables.items() <= process.environ().items():
+                found.append(process)
+    return found
+
+
+def _listed() -> Iterator[psutil.Process]:
+    """Every process with facts that outlast it."""
+    return psutil.process_iter(["cmdline", "ppid", "status"])
 
 
 def _free_ports(count: int) -> list[int]:

@@ -7,17 +7,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from signal import SIGUSR1
 
 import pytest
 import yaml
 
+from megatron_rl import launch
 from megatron_rl.data.arithmetic import Arithmetic
 from megatron_rl.data.prompt_file import write_prompts
 from megatron_rl.data.tiny_model import write_tiny_model
-from tests.slurm.cluster import Slurm, wait_until
+from megatron_rl.spec.load import load
+from tests.slurm.cluster import OVER, Slurm, wait_until
 from tests.test_launch import digest
 
 CLONE = Path(__file__).parents[2]
+STEPS = 60
+"""So many that a job is still at work when it is signalled."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,8 @@ def config(tmp_path_factory) -> Path:
         "run": {"name": "job"},
         "model": {"folder": str(folder / "model")},
         "data": {"train": [str(folder / "train.parquet")], "evaluate": []},
-        "schedule": {"steps": 12, "save_every": 12},
+        "schedule": {"steps": STEPS, "save_every": STEPS},
+        "sampler": {"uniform": {"prompts": 2, "samples": 4}},
         "sampling": {"max_tokens": 8},
         "reward": "tests.fakes.lucky:score",
         "judge": {"processes": 1},
@@ -46,9 +52,10 @@ def root(tmp_path) -> Path:
     shutil.copytree(CLONE / "slurm", tmp_path / "slurm")
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / "runs/jobs").mkdir(parents=True)
-    command = tmp_path / ".venv/bin/megatron-rl"
-    command.write_text(f'#!/bin/sh\nPYTHONPATH={CLONE} exec {sys.executable} -m megatron_rl.cli "$@"\n')
-    command.chmod(0o755)
+    for name, module in (("megatron-rl", "megatron_rl.cli"), ("ray", "ray.scripts.scripts")):
+        command = tmp_path / ".venv/bin" / name
+        command.write_text(f'#!/bin/sh\nPYTHONPATH={CLONE} exec {sys.executable} -m {module} "$@"\n')
+        command.chmod(0o755)
     return tmp_path
 
 
@@ -64,10 +71,8 @@ def submit(slurm: Slurm, root: Path, *arguments: str, options: tuple[str, ...] =
     return re.findall(r"Submitted batch job (\d+)", done.stdout)[0]
 
 
-def ends(slurm: Slurm, job: str, root: Path) -> None:
-    wait_until(lambda: slurm.state(job) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"), f"job {job}", 240.0)
-    said = "".join(path.read_text() for path in sorted((root / "runs/jobs").rglob("*.log")))
-    assert slurm.state(job) == "COMPLETED", said[-4000:]
+def said(root: Path, job: str) -> str:
+    return (root / "runs/jobs" / job / "driver.log").read_text()
 
 
 def steps_done(root: Path) -> int:
@@ -75,28 +80,50 @@ def steps_done(root: Path) -> int:
     return metrics.read_text().count('"kind": "step"') if metrics.exists() else 0
 
 
-def test_a_preempted_job_is_requeued_and_ends_with_the_result_of_one_that_was_not(slurm, config, root, tmp_path):
-    plain = submit(slurm, root, str(config), f"run.folder={tmp_path / 'plain'}")
-    ends(slurm, plain, root)
+def reach(slurm: Slurm, job: str, root: Path, steps: int) -> None:
+    """Waits until so many steps are done, and no longer than the job runs."""
+
+    def is_there() -> bool:
+        done = steps_done(root)
+        assert done >= steps or slurm.facts(job)["JobState"] not in OVER, slurm.told(job)
+        return done >= steps
+
+    wait_until(is_there, f"{steps} steps")
+
+
+def signal(slurm: Slurm, job: str, root: Path, sent: str = "USR1") -> None:
+    """As a scheduler sends it: to the job's script alone. Returns when the run has been told."""
+    refused = slurm.ask("scancel", "--batch", f"--signal={sent}", job)
+    assert refused == "", refused
+    wait_until((root / "runs/jobs" / job / "stop").exists, f"the script to hear of {sent}", 60.0)
+
+
+def test_a_preempted_job_is_requeued_and_ends_as_one_that_never_was(slurm, config, root, tmp_path):
     job = submit(slurm, root, str(config))
-    wait_until(lambda: steps_done(root) >= 2, "two steps")
+    launch.train(load(config, (f"run.folder={tmp_path / 'plain'}",)))
+    reach(slurm, job, root, 2)
     slurm.ask("scontrol", "requeue", job)
     slurm.start_again(job)
-    ends(slurm, job, root)
-    assert "resumed" in (root / "runs/jobs" / job / "driver.log").read_text()
-    assert digest(tmp_path / "plain/job", 12) == digest(root / "runs/job", 12)
+    slurm.end(job)
+    assert "resumed runs/job after" in said(root, job)
+    assert steps_done(root) == STEPS
+    assert digest(tmp_path / "plain/job", STEPS) == digest(root / "runs/job", STEPS)
 
 
-def test_a_signalled_job_saves_requeues_itself_and_goes_on(slurm, config, root):
-    job = submit(slurm, root, str(config), "schedule.steps=60", "schedule.save_every=60")
-    wait_until(lambda: steps_done(root) >= 2, "two steps")
-    slurm.ask("scancel", "--batch", "--signal=USR1", job)
+def test_a_run_over_two_nodes_is_signalled_requeued_and_ends_as_one_that_never_was(slurm, config, root, tmp_path):
+    cut = ("actor.dp=2", "cluster.cpus_per_rank=1")
+    job = submit(slurm, root, str(config), *cut, options=("--nodes=2",))
+    launch.train(load(config, (f"run.folder={tmp_path / 'plain'}", "actor.dp=2")))
+    reach(slurm, job, root, 2)
+    assert slurm.hosts(job, "ray::RankHost") == {"left", "right"}
+    signal(slurm, job, root)
     slurm.start_again(job)
-    ends(slurm, job, root)
-    said = (root / "runs/jobs" / job / "driver.log").read_text()
-    assert "stopped by SIGUSR1" in said
-    assert "resumed" in said
-    assert steps_done(root) == 60
+    slurm.end(job)
+    assert "stopped by SIGUSR1" in said(root, job)
+    assert "resumed runs/job after" in said(root, job)
+    assert steps_done(root) == STEPS
+    wait_until(lambda: slurm.left_of(job) == [], "every process of the job to leave", 60.0)
+    assert digest(tmp_path / "plain/job", STEPS) == digest(root / "runs/job", STEPS)
 
 
 @pytest.mark.slow
@@ -104,10 +131,53 @@ def test_a_job_that_runs_out_of_time_saves_before_slurm_kills_it(slurm, config, 
     job = submit(slurm, root, str(config), "schedule.steps=100000", options=("--time=1",))
     slurm.start_again(job)
     slurm.ask("scancel", "--full", job)
-    said = (root / "runs/jobs" / job / "driver.log").read_text()
-    assert "out of time" in said
-    assert "TIME LIMIT" not in said
+    assert "out of time" in said(root, job)
+    assert "TIME LIMIT" not in said(root, job)
     assert (root / "runs/job/checkpoints/latest").exists()
+
+
+STUBS = {
+    "srun": 'touch "$HERE/started"; until [ -e "$HERE/runs/jobs/7/stop" ]; do /bin/sleep 0.05; done; exit ${CODE:-138}',
+    "scontrol": 'echo "$*" >> "$HERE/asked"; [ $1 != requeue ] || [ $(grep -c requeue "$HERE/asked") -gt ${BUSY:-0} ]',
+    "squeue": "echo RUNNING",
+    "sleep": "/bin/sleep 0.05",
+}
+"""A Slurm of scripts: the driver ends with CODE once it is told to stop, and the controller is too busy BUSY times."""
+
+
+@pytest.mark.parametrize(
+    ("told", "requeues"),
+    [
+        ({"CODE": "75"}, 1),  # stopped and saved
+        ({"CODE": "138"}, 1),  # told to stop before its handlers were there
+        ({"CODE": "75", "BUSY": "2"}, 3),
+        ({"CODE": "1", "SLURM_RESTART_COUNT": "3"}, 0),
+        ({"CODE": "2"}, 0),
+        ({"CODE": "0"}, 0),
+    ],
+    ids=str,
+)
+def test_a_signalled_script_puts_back_what_has_steps_left(root, told, requeues):
+    (root / "bin").mkdir()
+    for name, does in STUBS.items():
+        (root / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
+        (root / "bin" / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "a", "SLURM_JOB_END_TIME": "9"}
+    given = {"HERE": str(root), "PATH": f"{root / 'bin'}:/usr/bin:/bin", **job, **told}
+    script = subprocess.Popen(["bash", "slurm/train.sbatch", "x.yaml"], cwd=root, env=given, stderr=subprocess.PIPE)
+    wait_until((root / "started").exists, "the driver", 30.0)
+    script.send_signal(SIGUSR1)
+    said = script.communicate(timeout=30)[1].decode()
+    assert script.returncode == int(told["CODE"]), said
+    assert (root / "asked").read_text().count("requeue 7") == requeues
+
+
+def test_a_driver_does_not_wait_for_nodes_that_will_never_come(root):
+    (root / "lost").touch()
+    asked = ["bash", "slurm/node.sh", "drive", "127.0.0.1:1", str(root / "stop"), "echo", "begun"]
+    done = subprocess.run(asked, cwd=root, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "a node of this job could not join the others" in done.stderr
 
 
 def test_a_dry_run_prints_what_each_node_would_run(root):
@@ -118,7 +188,7 @@ def test_a_dry_run_prints_what_each_node_would_run(root):
     assert "--nodes=2" in join
     assert "slurm/node.sh join" in join
     assert drive.rstrip().endswith(
-        "megatron-rl train configs/jspo.yaml actor.tp=4 cluster.address=FIRST_ADDRESS:FREE_PORT"
+        "megatron-rl train configs/jspo.yaml actor.tp=4 cluster.address=FIRST_ADDRESS:FREE_PORT cluster.machines=2"
     )
     assert all("--container-image=image" in line for line in (join, drive))
 
