@@ -9,6 +9,7 @@ import math
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,7 +132,8 @@ def outcome_gae(reward_B: Tensor, values: Rows, mask_T: Tensor, gamma: float, la
 def reward_to_go(reward_B: Tensor, mask_T: Tensor, offsets: Tensor, gamma: float = 1.0) -> Tensor:
     """Discounted return at each live token of a reward paid at the last live one; REINFORCE++ whitens it."""
     live = live_offsets(mask_T, offsets)
-    return_N = torch.repeat_interleave(reward_B, live.diff())
+    # Torch would first write an index as long as the result.
+    return_N = torch.from_numpy(np.repeat(reward_B.numpy(), live.diff().numpy()))
     if gamma != 1:
         wait_N = live[1:][row_ids(live)] - 1 - torch.arange(len(return_N), device=return_N.device)
         return_N = return_N * gamma ** wait_N.to(return_N.dtype)

@@ -22,6 +22,6 @@ class Advantage:
     def __call__(self, batch: Batch, memory: None, context: Context) -> tuple[Batch, None]:
         advantage_B = (batch.numbers(REWARD) - batch.numbers(BASELINE)) / batch.numbers(SPREAD)
         tokens = batch.ragged(TOKENS)
-        advantage = Ragged(torch.repeat_interleave(advantage_B, tokens.length_B).float(), tokens.offsets)
+        advantage = Ragged(torch.repeat_interleave(advantage_B.float(), tokens.length_B), tokens.offsets)
         metrics = {"advantage/mean": float(advantage_B.mean()), "advantage/square": float(advantage_B.square().mean())}
         return batch.with_columns(advantage=advantage).with_metrics(metrics), memory

@@ -39,6 +39,6 @@ class GeneralisedAdvantage:
             "generalised_advantage/return_mean": float(return_N.mean()),
             "generalised_advantage/explained": float(1 - left_N.var(correction=0) / spread) if spread > 0 else 0.0,
         }
-        advantage = Ragged(whiten(estimate.advantage_T, mask.values).float(), mask.offsets)
-        columns = batch.with_columns(advantage=advantage, returns=Ragged(estimate.return_T.float(), mask.offsets))
+        advantage = Ragged(whiten(estimate.advantage_T, mask.values), mask.offsets)
+        columns = batch.with_columns(advantage=advantage, returns=Ragged(estimate.return_T, mask.offsets))
         return columns.with_metrics(metrics if len(left_N) else {}), memory

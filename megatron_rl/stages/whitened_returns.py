@@ -28,7 +28,7 @@ class WhitenedReturns:
     def __call__(self, batch: Batch, memory: None, context: Context) -> tuple[Batch, None]:
         mask = batch.ragged(LOSS_MASK)
         return_T = reward_to_go(batch.numbers(REWARD), mask.values, mask.offsets, self.gamma)
-        advantage = Ragged(whiten(return_T, mask.values).float(), mask.offsets)
+        advantage = Ragged(whiten(return_T, mask.values), mask.offsets)
         live_N = kept(return_T, mask.values)
         metrics = {"returns/mean": float(live_N.mean()), "returns/deviation": float(live_N.std(correction=0))}
         return batch.with_columns(advantage=advantage).with_metrics(metrics if len(live_N) else {}), memory
