@@ -1,9 +1,14 @@
 import random
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
+from megatron_rl import checkpoint, loop
 from megatron_rl.budget import Budget
+from megatron_rl.loop import Schedule
+from tests.test_loop import make_run
 
 
 def budget(left_s, **more):
@@ -55,3 +60,31 @@ def test_the_last_save_lands_in_time_whatever_the_setup_took(seed):
         steps += 1
     assert steps > 1
     assert clock.now + save <= 600 - job.margin_s
+
+
+def taking(clock: Clock, chance: random.Random, longest: float, does: Callable[..., object]) -> Callable[..., object]:
+    """The same, at the end of up to so many seconds."""
+
+    def slowly(*arguments: object) -> object:
+        result = does(*arguments)
+        clock.now += longest * chance.uniform(0.7, 1.0)
+        return result
+
+    return slowly
+
+
+SEEDS = [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 20))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_run_whose_setup_ate_a_third_of_its_job_saves_before_the_job_is_killed(tmp_path, monkeypatch, seed):
+    chance, clock = random.Random(seed), Clock(0.3 * 600)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=clock))
+    run = make_run(tmp_path, steps=10_000, schedule=Schedule(steps=10_000), evaluator=None)
+    run.budget = Budget(ends_at=600.0, now=clock)
+    run.actor.update = taking(clock, chance, chance.uniform(20, 60), run.actor.update)
+    run.actor.save = taking(clock, chance, chance.uniform(1, 60), run.actor.save)
+    loop.train(run)
+    assert (run.stopping, run.saved_step) == ("out of time", run.step)
+    assert checkpoint.verify(checkpoint.latest(tmp_path / "checkpoints")).step == run.step > 1
+    assert clock.now <= 600 - run.budget.margin_s
