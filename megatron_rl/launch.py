@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -27,6 +28,8 @@ CUT = tuple(f"actor.{name}" for name in ("tp", "pp", "vpp", "dp", "ep", "sequenc
 """How the actor is cut over ranks: parameters and moments are the same at any other, last bits of a step are not."""
 SCHEDULE = tuple(f"schedule.{name}" for name in ("steps", "save_every", "keep", "evaluate_every", "max_waves"))
 """When a run ends, saves and measures; `schedule.ahead` says which weights write what."""
+DRIVER_LOG = "logs/driver.log"
+"""The traceback of the driver, where the last attempt ended with one."""
 MAY_CHANGE = (*SCHEDULE, "telemetry.", "evaluation.", "run.folder", "cluster.", *CUT)
 """Keys that a resumed run may have otherwise than when it began."""
 
@@ -56,6 +59,8 @@ def train(spec: RunSpec, budget: Budget | None = None) -> str:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        if not isinstance(error, SpecError):  # a wrong request says nothing of the run
+            _keep_traceback(run.folder)
         raise
     finally:
         close(run, reason)
@@ -100,7 +105,15 @@ def _claim(run: loop.Run, spec: RunSpec) -> None:
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text(as_yaml(spec), encoding="utf-8")
     aside.replace(path)
+    (run.folder / DRIVER_LOG).unlink(missing_ok=True)
     (run.folder / "environment.json").write_text(json.dumps(environment(), indent=1))
+
+
+def _keep_traceback(folder: Path) -> None:
+    """Beside the logs of ranks, where `doctor` looks for what failed first; a full disk may be what failed."""
+    with contextlib.suppress(OSError):
+        (folder / DRIVER_LOG).parent.mkdir(parents=True, exist_ok=True)
+        (folder / DRIVER_LOG).write_text(traceback.format_exc(), encoding="utf-8")
 
 
 class _EndedEarly(BaseException):

@@ -14,6 +14,7 @@ from megatron_rl.budget import Budget
 from megatron_rl.data.arithmetic import Arithmetic
 from megatron_rl.data.prompt_file import write_prompts
 from megatron_rl.data.tiny_model import write_tiny_model
+from megatron_rl.diagnosis import first_failure
 from megatron_rl.spec.load import load
 from megatron_rl.spec.schema import SpecError
 
@@ -78,6 +79,19 @@ def test_a_folder_begun_with_other_settings_is_not_taken_up(data, tmp_path):
     launch.train(spec(data, tmp_path, "schedule.steps=1"))
     with pytest.raises(SpecError, match=r"sampling\.temperature"):
         launch.train(spec(data, tmp_path, "sampling.temperature=0.5"))
+
+
+def test_what_broke_a_run_is_told_until_it_is_taken_up_again(data, tmp_path, monkeypatch):
+    def breaks(_: object) -> None:
+        raise RuntimeError("the grader is on strike")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(launch.loop, "train", breaks)
+        with pytest.raises(RuntimeError, match="strike"):
+            launch.train(spec(data, tmp_path))
+    assert first_failure(tmp_path / "run").startswith("driver failed first: RuntimeError: the grader is on strike (in ")
+    launch.train(spec(data, tmp_path, "schedule.steps=0"))
+    assert first_failure(tmp_path / "run").startswith("no failure is recorded")
 
 
 def test_a_signal_before_there_is_a_run_ends_the_command_at_once(monkeypatch):
