@@ -174,6 +174,23 @@ def test_what_goes_wrong_beside_ends_the_run_with_its_own_traceback(tmp_path):
     assert run.step == 1
 
 
+class WritesNothing(Breaks):
+    """Of its third wave."""
+
+    def generate(self, batch, sampling=None):
+        try:
+            return super().generate(batch, sampling)
+        except ConnectionResetError:
+            return super().generate(batch, sampling).take(torch.arange(0))
+
+
+def test_a_batch_without_a_single_rollout_ends_the_run(tmp_path):
+    run, engine = unfiltered(tmp_path, 8, by=1), WritesNothing(PROMPTS)
+    run.machines, run.weights = {**run.machines, "engine": engine}, TabularSync(run.actor, engine)
+    with pytest.raises(RuntimeError, match=r"step 2: none of the 12 rollouts .*was not given back"):
+        train(run)
+
+
 def test_a_stage_that_asks_the_actor_while_it_learns_is_told_that_there_is_none(tmp_path):
     class Asks(Judge):
         def __call__(self, batch, memory, context):

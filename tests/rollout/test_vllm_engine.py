@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from megatron_rl.batch.columns import PREFIX_LOGPROBS, SAMPLER_LOGPROBS, TOKEN_VERSIONS, TOKENS, VERSION
+from megatron_rl.batch.columns import PREFIX_LOGPROBS, SAMPLER_LOGPROBS, STATUS, TOKEN_VERSIONS, TOKENS, VERSION
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ports import RolloutEngine
 from megatron_rl.reshard.digest import TransferError
@@ -54,6 +54,14 @@ def test_nothing_is_served_between_the_beginning_of_a_sync_and_its_end(tmp_path)
     engine.finish(1)
     with pytest.raises(RuntimeError, match=r"version 2 cannot be served: the groups hold \[1\]"):
         engine.serve(2)
+    engine.close()
+
+
+def test_a_group_that_is_lost_while_the_actor_learns_is_not_sent_what_the_actor_has_by_then(tmp_path):
+    engine = open_scripted(tmp_path, "dies once", groups=2)
+    engine.send_only_when_published()
+    assert engine.generate(asked(PROMPTS)).strings(STATUS) == ["ok"] * 3
+    assert sorted(berth.version for berth in engine.fleet.berths) == [-1, 0]
     engine.close()
 
 
