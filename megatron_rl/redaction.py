@@ -40,6 +40,8 @@ class Redaction:
     secrets: tuple[str, ...] = ()
     people: tuple[str, ...] = ()
     """Names of users."""
+    homes: tuple[str, ...] = ()
+    """Their folders, where those are not below /home."""
 
     @classmethod
     def of(cls, environment: Mapping[str, str], people: Iterable[str] = ()) -> Redaction:
@@ -47,7 +49,9 @@ class Redaction:
         secrets = {value for name, value in environment.items() if is_secret(name) and len(value) >= _LEAST}
         names = {*people, *(environment.get(name, "") for name in ("USER", "LOGNAME", "SUDO_USER"))} - {"", "root"}
         # The longest first: one secret may hold another.
-        return cls(secrets=tuple(sorted(secrets, key=len, reverse=True)), people=tuple(sorted(names)))
+        by_length = tuple(sorted(secrets, key=len, reverse=True))
+        homes = tuple({environment.get("HOME", "").rstrip("/")} - {""})
+        return cls(secrets=by_length, people=tuple(sorted(names)), homes=homes)
 
     def __call__(self, text: str) -> str:
         for secret in self.secrets:
@@ -55,9 +59,11 @@ class Redaction:
         for looks in _LOOKS:
             text = looks.sub(GONE, text)
         text = _ASSIGNED.sub(_without_value, text)
+        for home in self.homes:
+            text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
         text = _HOME.sub("~", _MAIL.sub("[mail]", text))
         for name in self.people:
-            text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", "[user]", text)
+            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "[user]", text)
         return text
 
 

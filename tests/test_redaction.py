@@ -50,7 +50,8 @@ def test_what_explains_a_run_is_left_alone(text):
 
 
 def test_what_the_environment_holds_goes_wherever_it_stands():
-    redact = Redaction.of({"MY_PASSWORD": "sesame street", "PIN_KEY": "1234", "USER": "ada"}, people=["root", "grace"])
-    assert redact("it said sesame street to ada, 1234, grace_hopper, root and adage") == (
-        f"it said {GONE} to [user], 1234, [user]_hopper, root and adage"
+    environment = {"MY_PASSWORD": "sesame street", "PIN_KEY": "1234", "USER": "max", "HOME": "/lustre/max"}
+    redact = Redaction.of(environment, people=["root", "grace"])
+    assert redact("sesame street, 1234, max, grace and root in /lustre/max/x with max_tokens of /lustre/maxi") == (
+        f"{GONE}, 1234, [user], [user] and root in ~/x with max_tokens of /lustre/maxi"
     )
