@@ -165,12 +165,10 @@ class _Streamed(SaveShardedStrategy):
 
         def written(number: int) -> list[WriteResult]:
             path = Path(checkpoint_dir, f"{plans[number].storage_data.prefix}0{DEFAULT_SUFFIX}")
-            with path.open("wb") as stream:
+            with path.open("wb") as stream, _unsummed():
                 return [_put(stream, item, self._content(number, item)) for item in plans[number].items]
 
-        with _unsummed():
-            results = side_by_side(written, range(len(plans)))
-        writer.finish(metadata, results)
+        writer.finish(metadata, side_by_side(written, range(len(plans))))
 
     def _content(self, number: int, item: WriteItem) -> object:
         if item.tensor_data is None:
@@ -191,7 +189,7 @@ def _put(stream: BufferedWriter, item: WriteItem, content: object) -> WriteResul
 
 @contextmanager
 def _unsummed() -> Iterator[None]:
-    """Within, torch's archives get no checksums: nobody reads them, and what matters here has a digest."""
+    """Within, this thread's archives get no checksums: nobody reads them, and what matters here has a digest."""
     summed = get_crc32_options()
     set_crc32_options(False)
     try:

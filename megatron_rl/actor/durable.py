@@ -94,13 +94,14 @@ def sync(path: Path) -> None:
 
 
 def _flush(folder: Path, ended: Event) -> None:
-    synced: dict[Path, int] = {}
+    synced: dict[Path, tuple[int, int]] = {}
     while not ended.wait(PAUSE_S):
         for path in folder.rglob("*"):
             try:
-                size = path.stat().st_size
-                if synced.get(path) != size:
-                    synced[path] = size
+                found = path.stat()
+                # Whoever writes a file from both ends does not make it any larger.
+                if synced.get(path) != (found.st_size, found.st_mtime_ns):
+                    synced[path] = (found.st_size, found.st_mtime_ns)
                     sync(path)
             except FileNotFoundError:
                 continue  # renamed since it was listed; `replacing` syncs all in the end

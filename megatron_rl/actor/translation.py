@@ -77,15 +77,16 @@ class Fusion:
         if bench is None or bench.rank != rank:
             made = plan_rank(huggingface_layout(self.shape), self.layout, rank)
             filled = {one.tensor.key: one for one in by_target(made, rank)}
-            bench = self._benches.bench = _Bench(rank, HfReader(self.source.folder), filled)
+            source, room = (bench.source, bench.room) if bench else (HfReader(self.source.folder), Room())
+            bench = self._benches.bench = _Bench(rank, source, room, filled)
         return bench
 
 
 class _Bench:
     """Where a thread makes the chunks of one rank."""
 
-    def __init__(self, rank: int, source: HfReader, filled: Mapping[Key, Filled]) -> None:
-        self.rank, self.source, self.filled, self.room = rank, source, filled, Room()
+    def __init__(self, rank: int, source: HfReader, room: Room, filled: Mapping[Key, Filled]) -> None:
+        self.rank, self.source, self.room, self.filled = rank, source, room, filled
 
 
 def unfused(source: Reader, shape: ModelShape) -> tuple[Iterator[tuple[str, Tensor]], ...]:

@@ -1,4 +1,7 @@
+import os
+import queue
 import threading
+import time
 
 import pytest
 import torch
@@ -58,6 +61,20 @@ def test_what_is_written_goes_to_disk_while_more_is_written(tmp_path, monkeypatc
         assert seen["first"].wait(60)
         (tmp_path / "second").write_text("2")
         assert seen["second"].wait(60)
+
+
+def test_what_is_written_into_a_file_of_its_full_size_goes_to_disk_too(tmp_path, monkeypatch):
+    contents: queue.Queue[bytes] = queue.Queue()
+    monkeypatch.setattr(durable, "PAUSE_S", 0.001)
+    monkeypatch.setattr(durable, "sync", lambda path: contents.put(path.read_bytes()))
+    with flushing(tmp_path), (tmp_path / "file").open("wb", buffering=0) as file:
+        file.write(b"..")
+        while contents.get(timeout=60) != b"..":
+            continue
+        time.sleep(0.05)  # the clock of files is coarse
+        os.pwrite(file.fileno(), b"x", 0)
+        while contents.get(timeout=60) != b"x.":
+            continue
 
 
 def test_an_error_of_the_disk_is_raised_and_leaves_nothing(tmp_path, monkeypatch):
