@@ -23,14 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from megatron_rl.data.convert import convert
     from megatron_rl.data.generate import GENERATED, generate
+    from megatron_rl.data.published import PUBLISHED
 
     *sources, target = arguments.files
-    made = arguments.name in GENERATED
-    if len(sources) != (0 if made else 1):
-        wanted = "TARGET alone" if made else "SOURCE and TARGET"
-        raise SpecError(f"data {arguments.name} takes {wanted}, got {len(arguments.files)} files.")
+    ways = {0: "TARGET alone"} if arguments.name in GENERATED else {}
+    if arguments.name in PUBLISHED or not ways:
+        ways |= {1: "SOURCE and TARGET"}
+    if len(sources) not in ways:
+        raise SpecError(f"data {arguments.name} takes {' or '.join(ways.values())}, got {len(arguments.files)} files.")
     try:
-        if made:
+        if not sources:
             count = generate(GENERATED[arguments.name](), target, arguments.count, arguments.seed)
             print(f"{count} prompts written to {target}")
         else:

@@ -79,6 +79,9 @@ def field_of(fields: Fields, *names: str) -> str:
         value = fields.get(name)
         if value is not None and not isinstance(value, list | dict | bytes) and str(value).strip():
             return str(value).strip()
+    for name in names:
+        if name in fields:
+            raise ValueError(f"needs text in '{name}', got {fields[name]!r:.60}")
     raise ValueError(f"needs {' or '.join(repr(name) for name in names)}, has {sorted(fields)}")
 
 

@@ -1,5 +1,8 @@
+import json
+
 from megatron_rl.cli import main
 from megatron_rl.commands.exits import DONE, FAILED, WRONG
+from tests.data.test_published import KNIGHTS
 
 
 def test_prompts_are_made_offline(tmp_path, capsys):
@@ -11,6 +14,17 @@ def test_prompts_are_made_offline(tmp_path, capsys):
 def test_the_number_of_files_must_fit(tmp_path, capsys):
     assert main(["data", "arithmetic", "one", "two"]) == WRONG
     assert "data arithmetic takes TARGET alone, got 2 files" in capsys.readouterr().err
+
+
+def test_knights_are_made_or_converted_by_how_many_files_are_named(tmp_path, capsys):
+    source, target = tmp_path / "people2.jsonl", tmp_path / "prompts.parquet"
+    source.write_text(json.dumps(KNIGHTS))
+    assert main(["data", "knights", str(source), str(target)]) == DONE
+    assert main(["data", "knights", str(target), "--count", "2"]) == DONE
+    assert capsys.readouterr().out.splitlines() == [
+        "1 prompts written, 0 duplicates and 0 malformed left out",
+        f"2 prompts written to {target}",
+    ]
 
 
 def test_a_source_that_is_not_there_is_said_so(tmp_path, capsys):

@@ -59,7 +59,7 @@ def test_copies_with_another_answer_are_counted(tmp_path):
 def test_a_problem_that_is_bytes_is_no_problem(tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"question": [b"Q", b"R"], "answer": ["#### 1", "#### 2"]}), path)
-    with pytest.raises(ValueError, match="needs 'problem' or 'question'"):
+    with pytest.raises(ValueError, match="needs text in 'question', got b'Q'"):
         convert("gsm8k", path, tmp_path / "prompts.parquet")
 
 
