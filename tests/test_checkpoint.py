@@ -252,7 +252,7 @@ def test_a_step_is_a_whole_number_from_zero(tmp_path, step):
 
 
 KILLS = """
-import os, random, signal, sys, time
+import itertools, os, random, signal, sys, time
 from pathlib import Path
 from megatron_rl.checkpoint import latest, save, verify
 from tests.test_checkpoint import MEMORY, FileActor
@@ -264,7 +264,7 @@ one_save_s = time.perf_counter() - started
 for kill in range(int(sys.argv[2])):
     child = os.fork()
     if child == 0:
-        for step in range(1 + kill * 10**4, 10**6):
+        for step in itertools.count(1 + kill * 10**4):
             save(root, step, FileActor(files=4, size=1 << 16), MEMORY, {})
     time.sleep(draw.uniform(0.0, 4 * one_save_s))
     os.kill(child, signal.SIGKILL)
