@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -51,17 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"there is no command '{name}'{nearest(name, COMMANDS)}.", file=sys.stderr)
         return WRONG
-    command: Command = import_module(f"{commands.__name__}.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"megatron-rl {name}", description=COMMANDS[name], allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     try:
+        command: Command = import_module(f"{commands.__name__}.{name.replace('-', '_')}")
         command.add_arguments(parser)
         return command.run(_parsed(parser, rest))
     except SpecError as error:
         print(error, file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"\ninterrupted; begin again with: {shlex.join(['megatron-rl', name, *rest])}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

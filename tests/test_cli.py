@@ -12,10 +12,10 @@ from typing import NamedTuple, get_origin
 
 import pytest
 
-from megatron_rl import __version__
+from megatron_rl import __version__, cli
 from megatron_rl.cli import main
 from megatron_rl.commands.configuration import checked
-from megatron_rl.commands.exits import DONE, WRONG
+from megatron_rl.commands.exits import DONE, INTERRUPTED, WRONG
 from megatron_rl.spec.resolve import find, names, settings
 from megatron_rl.spec.run import SECTIONS
 from megatron_rl.spec.schema import Shape, SpecError
@@ -264,3 +264,12 @@ def test_help_and_version_are_there(capsys):
         main(["train", "--help"])
     assert stopped.value.code == DONE
     assert "Tensor parallel" in capsys.readouterr().out
+
+
+def test_an_interruption_while_a_command_is_still_imported_is_one_line(monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "import_module", interrupted)
+    assert main(["report", "a run"]) == INTERRUPTED
+    assert capsys.readouterr().err == "\ninterrupted; begin again with: megatron-rl report 'a run'\n"

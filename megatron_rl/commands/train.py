@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _trained(spec, budget, again)
     except KeyboardInterrupt:
-        has_saved = (folder / "checkpoints" / "latest").exists()
+        has_saved = any((folder / "checkpoints").glob("step_*"))
         how = "goes on from its last checkpoint" if has_saved else "has no checkpoint yet and begins again"
         print(f"\ninterrupted; {folder} {how} with: {again}", file=sys.stderr)
         return INTERRUPTED

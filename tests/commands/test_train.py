@@ -56,6 +56,20 @@ def test_out_of_time_has_an_exit_code_of_its_own_and_says_how_to_go_on(data, tmp
     assert f"goes on with: megatron-rl train {tmp_path}/run.yaml" in capfd.readouterr().err
 
 
+def test_a_run_interrupted_before_it_saved_begins_again(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    spec(data, tmp_path)
+    monkeypatch.setattr(launch, "train", interrupted)
+    command = ["train", str(tmp_path / "run.yaml"), "learn=[old_logprobs, leave_one_out_baseline, advantage]"]
+    assert main(command) == INTERRUPTED
+    assert f"begins again with: megatron-rl train {tmp_path}/run.yaml 'learn=[old_" in capsys.readouterr().err
+    (tmp_path / "run/checkpoints/step_000002").mkdir(parents=True)
+    assert main(command) == INTERRUPTED
+    assert "goes on from its last checkpoint with" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(data, tmp_path):  # noqa: F811
     spec(data, tmp_path / "broken")
     endless = [tmp_path / "broken/run.yaml", "schedule.save_every=1", "schedule.steps=100000"]
