@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +22,7 @@ from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.memory import read_memory
 from megatron_rl.buffer import GroupBuffer
 from megatron_rl.cluster.settings import ClusterSettings
-from megatron_rl.data.prompts import DataSettings, PromptSet
+from megatron_rl.data.prompts import DataSettings, Omitted, PromptSet
 from megatron_rl.data.tokenizer import Tokenizer, decoder, load_tokenizer
 from megatron_rl.data.values import read_values
 from megatron_rl.evaluate import EvaluationSettings, HeldOut
@@ -58,7 +59,7 @@ def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
     sampling, data = _settings(spec, "sampling", SamplingSettings), _settings(spec, "data", DataSettings)
     folder = run.folder / run.name
     tokenizer = load_tokenizer(model.folder)
-    prompts = PromptSet.read(data.train, tokenizer, data)
+    prompts = prompts_of("train", data.train, tokenizer, data)
     if data.values is not None and not is_value_run:
         prompts = prompts.with_values(read_values(data.values, value_fingerprint(spec)), data.solvable)
     engine = _engine(spec, tokenizer)
@@ -211,13 +212,21 @@ def _evaluator(
         return None
     settings = _settings(spec, "evaluation", EvaluationSettings)
     return HeldOut(
-        prompts=PromptSet.read(data.evaluate, tokenizer, data),
+        prompts=prompts_of("evaluate", data.evaluate, tokenizer, data),
         engine=engine,
         judge=judge,
         samples=settings.samples,
         sampling=settings.law,
         seed=_settings(spec, "run", RunSettings).seed,
     )
+
+
+def prompts_of(key: str, files: tuple[Path, ...], tokenizer: Tokenizer, data: DataSettings) -> PromptSet:
+    """The prompts of these files. Rows that are not among them are never dropped in silence."""
+    found = PromptSet.read(files, tokenizer, data)
+    if found.omitted != Omitted():
+        print(f"data.{key}: {len(found)} prompts, {found.omitted}", file=sys.stderr)
+    return found
 
 
 def _piece(tokenizer: Tokenizer) -> Callable[[int], str]:

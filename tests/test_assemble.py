@@ -4,8 +4,10 @@ import shutil
 import pytest
 from transformers import Qwen3MoeConfig
 
-from megatron_rl.assemble import assemble, environment, plain_difference
+from megatron_rl.assemble import assemble, environment, plain_difference, prompts_of
+from megatron_rl.data.prompts import DataSettings
 from megatron_rl.data.tiny_model import tiny_config
+from megatron_rl.data.tokenizer import load_tokenizer
 from megatron_rl.spec import files
 from megatron_rl.spec.schema import SpecError
 from tests.test_launch import data, spec  # noqa: F401  # data is a fixture
@@ -42,3 +44,14 @@ def test_held_out_prompts_are_not_asked_at_a_temperature_that_vllm_has_not(data,
     chosen = ("rollout=vllm", "evaluation.temperature=2.5")
     with pytest.raises(SpecError, match=r"evaluation\.temperature: vLLM draws .* not at 2\.5; choose another or"):
         assemble(spec(data, tmp_path, *chosen))
+
+
+def test_rows_that_are_left_out_are_told(data, tmp_path, capsys):  # noqa: F811
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "1 + 1", "label": "2"}\n{"prompt": "1 + 2"}\n')
+    settings = DataSettings(train=(path,))
+    tokenizer = load_tokenizer(data / "model")
+    assert len(prompts_of("train", settings.train, tokenizer, settings)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("data.train: 1 prompts, left out: 1 malformed; the first malformed: ")
+    assert "rows.jsonl row 1: has the fields ['prompt']" in said
