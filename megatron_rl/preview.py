@@ -33,11 +33,13 @@ def lines(spec: RunSpec) -> Iterator[str]:
     assert isinstance(actor, ActorSettings), "checked when the configuration was"
     shape = describe(read_model_config(spec)).shape
     yield equation(spec, actor)
-    yield from processes(actor, spec.choices["rollout"])
+    split = spec.settings["cluster"].values["placement"] == "split"
+    yield from processes(actor, spec.choices["rollout"], split)
     source, target = megatron_layout(shape, actor), _engine_layout(shape, spec.choices["rollout"])
     yield weights(source, target, 4 if actor.precision.compute == "fp32" else 2)
     yield memory(shape, actor)
-    yield order(_number(spec.settings["schedule"].values, "ahead"))
+    is_one_process = actor.world == 1 and spec.choices["rollout"].name == "embedded"
+    yield order(_number(spec.settings["schedule"].values, "ahead"), is_one_process)
 
 
 def equation(spec: RunSpec, actor: ActorSettings) -> str:
@@ -56,24 +58,26 @@ def equation(spec: RunSpec, actor: ActorSettings) -> str:
     )
 
 
-def processes(actor: ActorSettings, rollout: Part) -> Iterator[str]:
+def processes(actor: ActorSettings, rollout: Part, split: bool) -> Iterator[str]:
     """Who runs where."""
     tp, replicas = _number(rollout.values, "tp", 1), _number(rollout.values, "replicas", 1)
     beside = "" if rollout.name == "embedded" else f", {replicas} vLLM group{'s' * (replicas > 1)} of tp {tp}"
     if actor.world == 1:
         yield f"processes: actor and driver are one{beside or ', the engine too'}"
         return
+    if beside:
+        beside += f", each on one machine, {'on GPUs of its own' if split else 'sharing the GPUs of ranks'}"
     cut = " x ".join(f"{name} {getattr(actor, name)}" for name in ("tp", "pp", "dp") if getattr(actor, name) > 1)
     yield f"processes: {actor.world} ranks under Ray ({cut}){beside or ', the engine in the driver'}"
 
 
-def order(ahead: int) -> str:
+def order(ahead: int, is_one_process: bool) -> str:
     """Which weights write the batch of a step."""
     if not ahead:
         return "order: collect, learn, publish, in turn; batch s is written by version s"
     return (
         f"order: batch s + {ahead} is written while the actor learns from batch s; batch s is written by version "
-        f"max(0, s - {ahead})"
+        f"max(0, s - {ahead})" + "; engine and actor share this process, so no time is saved" * is_one_process
     )
 
 

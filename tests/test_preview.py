@@ -1,5 +1,7 @@
-from megatron_rl.preview import lines, preview
+from megatron_rl.actor.settings import ActorSettings
+from megatron_rl.preview import lines, preview, processes
 from megatron_rl.spec.load import load
+from megatron_rl.spec.run import Part
 from tests.test_launch import data, spec  # noqa: F401  # data is a fixture
 
 
@@ -20,12 +22,21 @@ def test_processes_weights_and_memory_follow_from_the_cut(data, tmp_path):  # no
     assert abs(whole - 2 * shared) < 0.2
 
 
+def test_groups_of_vllm_are_said_to_share_gpus_or_to_have_their_own():
+    vllm = Part(path="rollout", name="vllm", target="", given={}, values={"tp": 2, "replicas": 4}, place="run.yaml")
+    shared, own = (next(processes(ActorSettings(tp=2), vllm, split)) for split in (False, True))
+    assert shared.endswith("(tp 2), 4 vLLM groups of tp 2, each on one machine, sharing the GPUs of ranks")
+    assert own.endswith("each on one machine, on GPUs of its own")
+
+
 def test_the_order_says_which_weights_write_what(data, tmp_path):  # noqa: F811
     *_, last = lines(spec(data, tmp_path))
     assert last == "order: collect, learn, publish, in turn; batch s is written by version s"
-    *_, last = lines(spec(data, tmp_path, "schedule.ahead=2"))
+    *_, last = lines(spec(data, tmp_path, "schedule.ahead=2", "actor.dp=2"))
     assert "batch s + 2 is written while the actor learns from batch s" in last
     assert last.endswith("by version max(0, s - 2)")
+    *_, last = lines(spec(data, tmp_path, "schedule.ahead=1"))
+    assert last.endswith("by version max(0, s - 1); engine and actor share this process, so no time is saved")
 
 
 def test_the_text_is_still_the_run(data, tmp_path):  # noqa: F811
