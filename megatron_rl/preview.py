@@ -33,8 +33,8 @@ def lines(spec: RunSpec) -> Iterator[str]:
     assert isinstance(actor, ActorSettings), "checked when the configuration was"
     shape = describe(read_model_config(spec)).shape
     yield equation(spec, actor)
-    split = spec.settings["cluster"].values["placement"] == "split"
-    yield from processes(actor, spec.choices["rollout"], split)
+    is_split = spec.settings["cluster"].values["placement"] == "split"
+    yield from processes(actor, spec.choices["rollout"], is_split)
     source, target = megatron_layout(shape, actor), _engine_layout(shape, spec.choices["rollout"])
     yield weights(source, target, 4 if actor.precision.compute == "fp32" else 2)
     yield memory(shape, actor)
@@ -58,7 +58,7 @@ def equation(spec: RunSpec, actor: ActorSettings) -> str:
     )
 
 
-def processes(actor: ActorSettings, rollout: Part, split: bool) -> Iterator[str]:
+def processes(actor: ActorSettings, rollout: Part, is_split: bool) -> Iterator[str]:
     """Who runs where."""
     tp, replicas = _number(rollout.values, "tp", 1), _number(rollout.values, "replicas", 1)
     beside = "" if rollout.name == "embedded" else f", {replicas} vLLM group{'s' * (replicas > 1)} of tp {tp}"
@@ -66,7 +66,7 @@ def processes(actor: ActorSettings, rollout: Part, split: bool) -> Iterator[str]
         yield f"processes: actor and driver are one{beside or ', the engine too'}"
         return
     if beside:
-        beside += f", each on one machine, {'on GPUs of its own' if split else 'sharing the GPUs of ranks'}"
+        beside += f", each on one machine, {'on GPUs of its own' if is_split else 'sharing the GPUs of ranks'}"
     cut = " x ".join(f"{name} {getattr(actor, name)}" for name in ("tp", "pp", "dp") if getattr(actor, name) > 1)
     yield f"processes: {actor.world} ranks under Ray ({cut}){beside or ', the engine in the driver'}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,8 +16,9 @@ from megatron_rl.actor.megatron_actor import MegatronActor, Origin
 from megatron_rl.actor.settings import ActorSettings
 from megatron_rl.actor_rank import ActorOrder
 from megatron_rl.cluster.launcher import start_ranks
-from megatron_rl.cluster.machines import open_machines
+from megatron_rl.cluster.machines import Machines, open_machines
 from megatron_rl.cluster.placement import Demand, Node, Placement, place
+from megatron_rl.cluster.porter import Away
 from megatron_rl.cluster.rank import Address
 from megatron_rl.cluster.remote_sync import RemoteSync
 from megatron_rl.cluster.route import Route
@@ -31,6 +33,7 @@ from megatron_rl.reshard.sync import DeliverySync, InProcessSync
 from megatron_rl.reshard.transport import Exchange, SyncReport
 from megatron_rl.rollout.embedded import EmbeddedEngine
 from megatron_rl.rollout.vllm_engine import VllmEngine
+from megatron_rl.rollout.vllm_host import Here, Seat
 from megatron_rl.spec.schema import SpecError
 
 Engine = EmbeddedEngine | VllmEngine
@@ -54,6 +57,12 @@ class Cast:
 
 def in_this_process(settings: ActorSettings, origin: Origin, seed: int, engine: Engine) -> Cast:
     """An actor of one rank beside the engine."""
+    if isinstance(engine, VllmEngine):
+        if engine.fleet.terms.wire == "network":
+            raise SpecError(
+                "rollout.vllm.wire is 'network', but the actor is one rank in the driver; set it to 'auto'."
+            )
+        engine.start()
     groups.join_alone()
     groups.cut(settings, seed)
     actor = MegatronActor(settings, origin)
@@ -97,13 +106,17 @@ class Apart:
     logs: Path
 
     def start(self, engine: Engine) -> Cast:
-        """The ranks under Ray, sending to the engine in this process, or to its groups on this machine."""
+        """The ranks under Ray, sending to the engine in this process, or to its groups where the placement says."""
         try:
             machines = open_machines(self.cluster.address, self.cluster.machines, self.cluster.start_s)
         except LayoutError as error:
             raise SpecError(str(error)) from None
         try:
             placement = self.place(machines.nodes, engine)
+            if not placement.is_one_machine:
+                print("\n".join(placement.lines()), file=sys.stderr)
+            if isinstance(engine, VllmEngine):
+                engine.start(seats_of(placement, machines))
             order = ActorOrder(
                 settings=_from_anywhere(self.settings),
                 origin=_absolute(self.origin),
@@ -112,14 +125,18 @@ class Apart:
             )
             group = start_ranks(machines, placement, order.build, self.cluster, self.logs)
         except BaseException:
+            if isinstance(engine, VllmEngine):
+                engine.close()
             machines.close()
             raise
+        meeting = None if placement.is_one_machine else group.address
         if isinstance(engine, VllmEngine):
             sync = RemoteSync(group=group, inlet=engine)
-            engine.expect(source_of(self._shape, self.settings), sync.send)
+            is_network = engine.fleet.terms.wire == "network"
+            engine.expect(source_of(self._shape, self.settings), sync.send, group.address if is_network else meeting)
             inlet: Closeable = engine
         else:
-            inlet = EmbeddedInlet.of(engine, self._route(engine, None if placement.is_one_machine else group.address))
+            inlet = EmbeddedInlet.of(engine, self._route(engine, meeting))
             sync = RemoteSync(group=group, inlet=inlet)
         critic = group.critic if self.origin.critic else None
         return Cast(actor=group, weights=sync, critic=critic, others={"inlet": inlet, "cluster": machines})
@@ -142,18 +159,16 @@ class Apart:
             engines=groups,
             engine_gpus=workers * int(on_gpu),
             placement=self.cluster.placement,
+            spread=isinstance(engine, VllmEngine),
         )
         try:
             placed = place(demand, nodes)
         except LayoutError as error:
             raise SpecError(str(error)) from None
-        if isinstance(engine, VllmEngine) and not placed.is_one_machine:
-            raise SpecError(
-                "rollout is 'vllm', whose groups stand on the driver's machine, but this run takes several machines; "
-                "give it fewer ranks or more GPUs a machine, or choose rollout=embedded."
-            )
-        if isinstance(engine, VllmEngine) and on_gpu:
-            _check_seats(engine, placed)
+        if isinstance(engine, VllmEngine):
+            _check_reach(engine, placed)
+            if on_gpu and engine.fleet.is_seated:
+                _check_seats(engine, placed)
         return placed
 
     @property
@@ -200,13 +215,27 @@ class EmbeddedInlet:
             self.exchange.wire.close()
 
 
+def seats_of(placed: Placement, machines: Machines) -> list[Seat]:
+    """Where each group of vLLM is started."""
+    return [Seat(Away.on(machines, seat.node) if seat.node else Here(), seat.gpus) for seat in placed.engines]
+
+
+def _check_reach(engine: VllmEngine, placed: Placement) -> None:
+    wire = engine.fleet.terms.wire
+    if wire in ("memory", "cuda_ipc") and not placed.is_one_machine:
+        raise SpecError(
+            f"rollout.vllm.wire is '{wire}', which ends at one machine, but this run takes several; set it to 'auto'."
+        )
+
+
 def _check_seats(engine: VllmEngine, placed: Placement) -> None:
-    """The groups were started on the GPUs that the placement gives them; SpecError says which those are."""
+    """The GPUs that were asked for are those that the placement gives; SpecError says which those are."""
     given = [gpu for post in engine.fleet.posts for gpu in post.gpus]
     seats = [gpu for seat in placed.engines for gpu in seat.gpus]
     if given != seats:
         raise SpecError(
-            f"the ranks leave GPUs {seats} to vLLM, but it was given {given}; set rollout.vllm.gpus={seats}."
+            f"the ranks leave GPUs {seats} to vLLM, but it was given {given}; set rollout.vllm.gpus={seats}, or leave "
+            "it out."
         )
 
 

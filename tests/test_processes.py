@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +31,6 @@ from megatron_rl.rollout.vllm_engine import VllmEngine
 from megatron_rl.spec.load import load
 from megatron_rl.spec.schema import SpecError
 from tests.cluster.two_nodes import address
-from tests.rollout.scripted import open_scripted
 from tests.test_launch import digest
 
 TP2, PP2 = "actor.tp=2", "actor.pp=2"
@@ -208,16 +206,27 @@ def test_vllm_groups_stand_where_the_ranks_leave_room(tmp_path):
     apart = Apart(settings=ActorSettings(tp=2), origin=Origin(folder=tmp_path), seed=0, cluster=cluster, logs=tmp_path)
     nodes = (Node(name="a", gpus=4, cpus=64),)
     assert apart.place(nodes, vllm_on((2, 3))).engines == (Seat(0, (2, 3)),)
-    with pytest.raises(SpecError, match=r"set rollout\.vllm\.gpus=\[2, 3\]"):
+    assert apart.place(nodes, vllm_on((0, 1), is_seated=False)).engines == (Seat(0, (2, 3)),)
+    with pytest.raises(SpecError, match=r"set rollout\.vllm\.gpus=\[2, 3\], or leave it out"):
         apart.place(nodes, vllm_on((0, 1)))
     with pytest.raises(SpecError, match="engine 0: 2 GPUs on one machine are needed, but free are 'a' 1 of 3"):
         apart.place((Node(name="a", gpus=3, cpus=64),), vllm_on((2, 3)))
 
 
-def vllm_on(gpus: tuple[int, ...]) -> VllmEngine:
+def test_vllm_groups_stand_on_other_machines_unless_their_wire_ends_at_one(tmp_path):
+    cluster = ClusterSettings(placement="split")
+    apart = Apart(settings=ActorSettings(tp=2), origin=Origin(folder=tmp_path), seed=0, cluster=cluster, logs=tmp_path)
+    nodes = tuple(Node(name=name, gpus=2, cpus=64) for name in ("a", "b"))
+    assert apart.place(nodes, vllm_on((0, 1))).engines == (Seat(1, (0, 1)),)
+    with pytest.raises(SpecError, match=r"rollout\.vllm\.wire is 'cuda_ipc', which ends at one machine"):
+        apart.place(nodes, vllm_on((0, 1), wire="cuda_ipc"))
+
+
+def vllm_on(gpus: tuple[int, ...], *, is_seated: bool = True, wire: str = "auto") -> VllmEngine:
     """One group on these GPUs, as far as a placement looks at it."""
     engine = object.__new__(VllmEngine)
-    engine.fleet = SimpleNamespace(posts=[SimpleNamespace(gpus=gpus)], terms=SimpleNamespace(tp=len(gpus)))
+    terms = SimpleNamespace(tp=len(gpus), wire=wire)
+    engine.fleet = SimpleNamespace(posts=[SimpleNamespace(gpus=gpus)], terms=terms, is_seated=is_seated)
     return engine
 
 
@@ -230,20 +239,6 @@ def test_a_split_placement_of_the_engine_in_the_driver_is_refused_where_there_ar
     assert apart.place((Node(name="a", gpus=0, cpus=4),)).is_one_machine
 
 
-def test_groups_of_vllm_stand_on_the_driver_s_machine_and_nowhere_else(tmp_path):
-    engine = open_scripted(tmp_path / "logs", groups=2)
-    settings, cluster = ActorSettings(tp=2), ClusterSettings(placement="split")
-    apart = Apart(settings=settings, origin=Origin(folder=tmp_path), seed=0, cluster=cluster, logs=tmp_path)
-    machine = Node(name="a", gpus=8, cpus=64)
-    with pytest.raises(SpecError, match=r"leave GPUs \[2, 3\] to vLLM, but it was given \[\]; set"):
-        apart.place((machine,), engine)
-    engine.fleet.posts = tuple(replace(post, gpus=(2 + number,)) for number, post in enumerate(engine.fleet.posts))
-    assert [seat.gpus for seat in apart.place((machine,), engine).engines] == [(2,), (3,)]
-    with pytest.raises(SpecError, match="whose groups stand on the driver's machine"):
-        apart.place((Node(name="a", gpus=2, cpus=64), Node(name="b", gpus=2, cpus=64)), engine)
-    engine.close()
-
-
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_ranks_that_are_processes_send_to_vllm(config, tmp_path):
@@ -251,3 +246,16 @@ def test_ranks_that_are_processes_send_to_vllm(config, tmp_path):
     ((ratio, parity), *_) = curves(finished, "sync/ratio", "parity/max")
     assert ratio == 1.0
     assert parity < 1e-4
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_ranks_and_vllm_groups_on_two_machines_agree(config, tmp_path):
+    groups = "rollout={vllm: {cache_gib: 0.0625, context: 128, replicas: 2}}"
+    finished = run(config, tmp_path, *under_ray("actor.dp=2", APART, groups))
+    points = curves(finished, "sync/ratio", "parity/max", "sync/bytes")
+    assert len(points) == 2
+    assert all(ratio == 1.0 and parity < 1e-4 and moved > 0 for ratio, parity, moved in points)
+    driver, other = ((finished / "logs" / f"vllm_{group}.log").read_text() for group in range(2))
+    assert driver
+    assert other

@@ -34,6 +34,8 @@ class Demand:
     """GPUs of each rollout group, all on one machine."""
     placement: Literal["colocated", "split"] = "colocated"
     """Whether rollout groups share the ranks' GPUs."""
+    spread: bool = False
+    """Whether rollout groups without GPUs stand on the machines of the ranks in turn; they are else the driver's."""
 
 
 class Seat(NamedTuple):
@@ -96,8 +98,17 @@ def place(demand: Demand, nodes: Sequence[Node]) -> Placement:
         who = f"ranks {first}-{first + demand.group - 1}" if demand.group > 1 else f"rank {first}"
         at = _first_with(free, demand.group * demand.gpus, demand.group * demand.cpus, who)
         ranks += [Seat(at, free[at].take(demand.gpus, demand.cpus)) for _ in range(demand.group)]
-    engines = _beside(ranks, demand, nodes) if demand.placement == "colocated" else _apart(free, demand)
+    if not demand.engine_gpus:
+        engines = _in_turn(ranks, demand)
+    else:
+        engines = _beside(ranks, demand, nodes) if demand.placement == "colocated" else _apart(free, demand)
     return Placement(nodes=tuple(nodes), ranks=tuple(ranks), engines=tuple(engines))
+
+
+def _in_turn(ranks: Iterable[Seat], demand: Demand) -> Iterator[Seat]:
+    """Rollout groups that need no GPU."""
+    nodes = sorted({seat.node for seat in ranks}) if demand.spread else [0]
+    yield from (Seat(nodes[engine % len(nodes)]) for engine in range(demand.engines))
 
 
 def _apart(free: list[_Free], demand: Demand) -> Iterator[Seat]:
@@ -108,9 +119,6 @@ def _apart(free: list[_Free], demand: Demand) -> Iterator[Seat]:
 
 def _beside(ranks: Iterable[Seat], demand: Demand, nodes: Sequence[Node]) -> Iterator[Seat]:
     """Rollout groups on the GPUs of the ranks, machine by machine."""
-    if not demand.engine_gpus:
-        yield from (Seat(0) for _ in range(demand.engines))
-        return
     held: dict[int, list[int]] = {}
     for seat in ranks:
         held.setdefault(seat.node, []).extend(seat.gpus)
@@ -123,7 +131,8 @@ def _beside(ranks: Iterable[Seat], demand: Demand, nodes: Sequence[Node]) -> Ite
         told = ", ".join(f"'{nodes[node].name}' {len(gpus)}" for node, gpus in held.items())
         raise LayoutError(
             f"{demand.engines} engines of {demand.engine_gpus} GPUs each do not fit beside the ranks, which hold these "
-            f"GPUs: {told}; lower the engines' number or size, or set cluster.placement to 'split'."
+            f"GPUs: {told}; an engine stands on one machine, so lower the engines' number or size, or set "
+            "cluster.placement to 'split'."
         )
     yield from seats[: demand.engines]
 

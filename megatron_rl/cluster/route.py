@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from megatron_rl.cluster.gloo_wire import GlooWire
 from megatron_rl.cluster.rank import Address
 from megatron_rl.reshard.engines import huggingface_layout
+from megatron_rl.reshard.gloo_wire import GlooWire, Place
 from megatron_rl.reshard.layout import ModelShape
 from megatron_rl.reshard.megatron import Parallelism, megatron_layout
 from megatron_rl.reshard.names import Modules
@@ -57,5 +56,4 @@ class Route:
         """The source ranks are the first members, the engine is the last."""
         if self.meeting is None:
             return SharedMemoryWire(self.key, timeout_s=self.timeout_s)
-        store = TCPStore(self.meeting.host, self.meeting.port, is_master=False)
-        return GlooWire(PrefixStore(self.key, store), member, len(self.plan.source.ranks), 1, timeout_s=self.timeout_s)
+        return GlooWire.meet(self.meeting, self.key, Place(member, len(self.plan.source.ranks), 1), self.timeout_s)

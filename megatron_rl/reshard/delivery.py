@@ -6,7 +6,7 @@ to where no object of ours can, such as into the engine's own processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import torch
 
 from megatron_rl.reshard.digest import Verify
 from megatron_rl.reshard.engines import vllm_layout
+from megatron_rl.reshard.gloo_wire import GlooWire, Place
 from megatron_rl.reshard.layout import Layout, LayoutError, ModelShape
 from megatron_rl.reshard.megatron import Parallelism, megatron_layout
 from megatron_rl.reshard.names import Modules
@@ -82,8 +83,10 @@ class Delivery:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What travels."""
     verify: Verify = "sample"
-    wire: Literal["memory", "cuda_ipc"] = "memory"
-    """Host memory, or memory of a GPU that both ends reach."""
+    wire: Literal["memory", "cuda_ipc", "network"] = "memory"
+    """Host memory, memory of a GPU that both ends reach, or messages between machines."""
+    meeting: tuple[str, int] | None = None
+    """Host and port of a store that every process at both ends reaches; the network needs one."""
     timeout_s: float = 600.0
     """How long one end waits for the other."""
 
@@ -95,15 +98,13 @@ class Delivery:
 
     def sending(self, parameters: Mapping[int, Sources]) -> Exchange:
         """The part of the process that holds these source ranks."""
-        return Exchange(
-            plan=self.plan, wire=self._open(), sources=parameters, dtype=DTYPES[self.dtype], verify=self.verify
-        )
+        wire = self._open(parameters, 0)
+        return Exchange(plan=self.plan, wire=wire, sources=parameters, dtype=DTYPES[self.dtype], verify=self.verify)
 
     def receiving(self, parameters: Mapping[int, Parameters]) -> Exchange:
         """The part of the process that holds these target ranks."""
-        return Exchange(
-            plan=self.plan, wire=self._open(), targets=parameters, dtype=DTYPES[self.dtype], verify=self.verify
-        )
+        wire = self._open(parameters, len(self.plan.source.ranks))
+        return Exchange(plan=self.plan, wire=wire, targets=parameters, dtype=DTYPES[self.dtype], verify=self.verify)
 
     def sweep(self) -> None:
         """Removes what killed receivers left of the wire in memory."""
@@ -119,7 +120,7 @@ class Delivery:
         """What `to_plain` wrote, after JSON or not."""
         source = plain["source"]
         return Delivery(
-            **{field.name: plain[field.name] for field in fields(Delivery) if field.name != "source"},
+            **_with_tuples({field.name: plain[field.name] for field in fields(Delivery) if field.name != "source"}),
             source=Source(
                 shape=ModelShape(**_with_tuples(source["shape"])),
                 cut=Cut(**_with_tuples(source["cut"])),
@@ -128,10 +129,18 @@ class Delivery:
             ),
         )
 
-    def _open(self) -> Wire:
-        if self.wire == "cuda_ipc":
-            return CudaIpcWire(self.key, timeout_s=self.timeout_s)
-        return SharedMemoryWire(self.key, timeout_s=self.timeout_s)
+    def _open(self, ranks: Collection[int], first: int) -> Wire:
+        """For the process that holds these ranks, which are counted from the member `first`."""
+        match self.wire:
+            case "cuda_ipc":
+                return CudaIpcWire(self.key, timeout_s=self.timeout_s)
+            case "memory":
+                return SharedMemoryWire(self.key, timeout_s=self.timeout_s)
+        if self.meeting is None or len(ranks) != 1:
+            raise LayoutError("weights over the network need a place to meet and a process for each rank; use memory.")
+        (rank,) = ranks
+        place = Place(first + rank, len(self.plan.source.ranks), self.tp * self.replicas)
+        return GlooWire.meet(self.meeting, self.key, place, self.timeout_s)
 
 
 def _with_tuples(plain: Mapping[str, Any]) -> dict[str, Any]:

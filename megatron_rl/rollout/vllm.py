@@ -18,7 +18,8 @@ from megatron_rl.reshard.layout import ModelShape
 from megatron_rl.rollout.settings import SamplingSettings
 from megatron_rl.rollout.vllm_engine import Scale, VllmEngine, unservable
 from megatron_rl.rollout.vllm_fleet import Fleet, Terms
-from megatron_rl.rollout.vllm_group import CoreOrder, Post
+from megatron_rl.rollout.vllm_group import CoreOrder
+from megatron_rl.rollout.vllm_host import Post
 from megatron_rl.rollout.vllm_wave import Patience
 from megatron_rl.rollout.vocabulary import Vocabulary
 from megatron_rl.spec.schema import SpecError
@@ -51,7 +52,7 @@ class Vllm:
     """Groups, among which the requests are shared out."""
 
     gpus: tuple[int, ...] = ()
-    """Devices of the groups in order, `tp * replicas` of them; empty takes the machine's first ones."""
+    """Devices of the groups in order, `tp * replicas` of them; empty takes those that the ranks leave, or share."""
 
     rows: Annotated[int, Ge(1)] = 256
     """Most sequences that a group writes at once."""
@@ -74,8 +75,9 @@ class Vllm:
     verify: Verify = "sample"
     """How much of the weights is summed on both sides of a sync: off, sample or full."""
 
-    wire: Literal["memory", "cuda_ipc"] = "memory"
-    """How weights cross between processes: host memory, or memory of a GPU that both reach."""
+    wire: Literal["auto", "memory", "cuda_ipc", "network"] = "auto"
+    """How weights cross between processes: host memory, memory of a GPU that both reach, or messages between machines;
+    auto takes memory where all stand on one machine, else the network."""
 
     deadline_s: Annotated[float, Gt(0)] | None = None
     """After this long a wave is cut short: what is written so far comes back with finish 'abort'. Null never."""
@@ -104,7 +106,7 @@ class Vllm:
             raise ValueError("sleep needs a CUDA device, and this machine has none; leave it false")
 
     def open(self, model: ServedModel, vocabulary: Vocabulary, sampling: SamplingSettings, logs: Path) -> VllmEngine:
-        """Starts the groups without waiting for them; the first weights are waited for."""
+        """The engine of this model, whose groups are not started yet."""
         on_gpu = torch.cuda.is_available()
         if not on_gpu and model.shape.head_dim not in HEAD_DIMS:
             raise SpecError(
@@ -132,7 +134,7 @@ class Vllm:
             start_s=self.start_s,
             sync_s=self.sync_s,
         )
-        fleet = Fleet(terms=terms, posts=self._posts(logs, on_gpu), order=order)
+        fleet = Fleet(terms=terms, posts=self._posts(logs.resolve(), on_gpu), order=order, is_seated=bool(self.gpus))
         patience = Patience(deadline_s=self.deadline_s, silence_s=self.silence_s, start_s=self.start_s)
         scale = Scale(
             context=context,

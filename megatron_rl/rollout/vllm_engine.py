@@ -6,7 +6,7 @@ beside it in a batch, as vLLM's kernels do; bit-for-bit repetition is the embedd
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from megatron_rl.reshard.delivery import Delivery, Source
 from megatron_rl.reshard.transport import SyncReport
 from megatron_rl.rollout.settings import SamplingSettings
 from megatron_rl.rollout.vllm_fleet import Fleet, Send
+from megatron_rl.rollout.vllm_host import Seat
 from megatron_rl.rollout.vllm_ledger import Ledger
 from megatron_rl.rollout.vllm_wave import Patience, Wave
 from megatron_rl.rollout.vocabulary import Vocabulary
@@ -58,6 +59,7 @@ class Scale:
 class VllmEngine:
     """Whoever trains says once, by `expect`, what sends; then `begin`, the sending, `finish` and `serve` are a sync.
 
+    engine.start()                                 # every group, without waiting
     engine.expect(source, send)                    # `send(delivery, version)` for groups that were replaced
     delivery = engine.begin(version)               # every group waits
     delivery.sending({rank: parameters}).run(version)      # on every rank of the actor, wherever it is
@@ -80,9 +82,16 @@ class VllmEngine:
         """Workers of each group."""
         return self.fleet.terms.tp
 
-    def expect(self, source: Source, send: Send | None = None) -> None:
-        """Says what sends the weights; `send` sends those of the version being served once more, where that can be."""
-        self.fleet.expect(source, send)
+    def start(self, seats: Sequence[Seat] = ()) -> None:
+        """Starts the groups at their seats, or on this machine; only their first weights are waited for."""
+        self.fleet.start(seats)
+
+    def expect(self, source: Source, send: Send | None = None, meeting: tuple[str, int] | None = None) -> None:
+        """Says what sends the weights; `send` sends those of the version being served once more, where that can be.
+
+        `meeting` is the host and port of a store that all reach, for weights that go over the network.
+        """
+        self.fleet.expect(source, send, meeting)
 
     def send_only_when_published(self) -> None:
         """Nothing is sent once more: the actor learns while the groups write, so its weights are another version's.

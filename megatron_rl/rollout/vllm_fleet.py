@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from megatron_rl.reshard.delivery import Delivery, Source
 from megatron_rl.reshard.digest import TransferError, Verify
 from megatron_rl.reshard.transport import SyncReport
-from megatron_rl.rollout.vllm_group import CoreOrder, Group, GroupLost, Post
+from megatron_rl.rollout.vllm_group import CoreOrder, Group, GroupLost
+from megatron_rl.rollout.vllm_host import Post, Seat
 
 Send = Callable[[Delivery, int], None]
 """Sends the actor's weights, as they are now, under this version."""
@@ -23,7 +24,8 @@ class Terms:
     tp: int
     dtype: Literal["float32", "bfloat16", "float16"]
     verify: Verify
-    wire: Literal["memory", "cuda_ipc"]
+    wire: Literal["auto", "memory", "cuda_ipc", "network"]
+    """Auto takes the network where whoever sends says where to meet, else memory."""
     start_s: float
     sync_s: float
 
@@ -48,25 +50,36 @@ class Fleet:
     posts: Sequence[Post]
     order: CoreOrder
     """What every group is started as."""
+    is_seated: bool = False
+    """Whether the posts' GPUs were asked for; they are otherwise the first ones, until a seat says which."""
     source: Source | None = None
     """What sends to it."""
     send: Send | None = None
     """Sends once more to a group that was replaced; without it such a group waits for the next version."""
+    meeting: tuple[str, int] | None = None
+    """Host and port of a store, for weights that go over the network."""
     delivery: Delivery | None = None
     berths: list[Berth] = field(default_factory=list)
     restarts: int = 0
 
-    def __post_init__(self) -> None:
-        self.berths = [Berth(post=post, group=Group.start(post, self.order)) for post in self.posts]
+    def start(self, seats: Sequence[Seat] = ()) -> None:
+        """Starts every group at its seat, or where its post says on this machine, and waits for none."""
+        seats = seats or [Seat(gpus=post.gpus) for post in self.posts]
+        for post, seat in zip(self.posts, seats, strict=True):
+            name = f"{post.name} on {seat.host.machine}" if seat.host.machine else post.name
+            there = replace(post, name=name, gpus=seat.gpus)
+            self.berths.append(Berth(post=there, group=Group.start(there, self.order, seat.host)))
 
-    def expect(self, source: Source, send: Send | None) -> None:
+    def expect(self, source: Source, send: Send | None, meeting: tuple[str, int] | None = None) -> None:
         """From here on this sends; another source than before comes over another delivery."""
-        if source != self.source:
+        if (source, meeting) != (self.source, self.meeting):
             self._forget_delivery()
-        self.source, self.send = source, send
+        self.source, self.send, self.meeting = source, send, meeting
 
     def begin(self, version: int) -> Delivery:
         """Every group now waits for this version, over the delivery that comes back."""
+        if not self.berths:
+            self.start()
         for place, berth in enumerate(self.berths):
             if berth.is_lost or berth.group.process.poll() is not None:
                 self.replace(place)
@@ -98,7 +111,7 @@ class Fleet:
         berth.group.kill()
         self._forget_delivery()
         self.restarts += 1
-        berth.group, berth.version, berth.is_lost = Group.start(berth.post, self.order), -1, False
+        berth.group, berth.version, berth.is_lost = Group.start(berth.post, self.order, berth.group.host), -1, False
 
     def rejoin(self, place: int, version: int) -> bool:
         """Brings a replaced group, ready by now, the version that the others serve; False where nobody can."""
@@ -132,6 +145,7 @@ class Fleet:
         if self.source is None:
             raise RuntimeError("the engine was not told what sends its weights; set `source` before publishing.")
         terms = self.terms
+        wire = ("network" if self.meeting else "memory") if terms.wire == "auto" else terms.wire
         delivery = Delivery(
             source=self.source,
             tp=terms.tp,
@@ -139,7 +153,8 @@ class Fleet:
             key=f"megatron_rl-{uuid.uuid4().hex}",
             dtype=terms.dtype,
             verify=terms.verify,
-            wire=terms.wire,
+            wire=wire,
+            meeting=self.meeting,
             timeout_s=terms.sync_s,
         )
         for number, berth in enumerate(berths):

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import select
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
-import psutil
+from megatron_rl.rollout.vllm_host import Here, Host, Post, Running, end
 
-MODULE: Final = "megatron_rl.rollout.vllm_process"
+HERE: Final = Here()
 SAY_S: Final = 30.0
 """How long a group may take to listen."""
 QUOTED_LINES: Final = 12
@@ -48,65 +44,23 @@ class CoreOrder:
     """Whether stop texts are looked for, for which vLLM needs the tokenizer."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Post:
-    """Where a group stands: Post(name="group 0", log=Path("runs/a/logs/group_0.log"), threads=1, gpus=())."""
-
-    name: str
-    log: Path
-    threads: int
-    gpus: tuple[int, ...]
-    module: str = MODULE
-    """What runs there; tests know others that speak the same lines."""
-
-    def environment(self) -> dict[str, str]:
-        """The driver's own, less what would let vLLM speak with the world or share the driver's devices."""
-        quiet = {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the group's own process, and dies with it
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # one more than the context, for a token that nobody reads
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-        }
-        if self.gpus:
-            return os.environ | quiet | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, self.gpus))}
-        on_cpu = {
-            "OMP_NUM_THREADS": str(self.threads),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # its own binding refuses two workers on one memory node
-            "TORCHDYNAMO_DISABLE": "1",  # compiling a few helpers costs the first request longer than they ever save
-        }
-        return os.environ | quiet | on_cpu
-
-
 @dataclass(kw_only=True, eq=False)
 class Group:
     """A running group. Its number names nothing else until `kill` has waited for it."""
 
     post: Post
-    process: subprocess.Popen[bytes]
+    host: Host
+    process: Running
     wire: socket.socket
     heard: bytearray = field(default_factory=bytearray)
     is_ready: bool = False
     last_heard: float = 0.0
 
     @staticmethod
-    def start(post: Post, order: CoreOrder) -> Group:
+    def start(post: Post, order: CoreOrder, host: Host = HERE) -> Group:
         """Starts the process and hands it its order; it says 'ready' when it can be spoken to."""
-        ours, theirs = socket.socketpair()
-        post.log.parent.mkdir(parents=True, exist_ok=True)
-        with theirs, post.log.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", post.module, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is the driver's to handle, and one kill ends all its workers
-                env=post.environment(),
-            )
-        group = Group(post=post, process=process, wire=ours, last_heard=time.monotonic())
+        process, ours = host.start(post.name, post.launch())
+        group = Group(post=post, host=host, process=process, wire=ours, last_heard=time.monotonic())
         ours.settimeout(SAY_S)
         group.say(asdict(order))
         return group
@@ -150,13 +104,8 @@ class Group:
 
     def kill(self) -> None:
         """Ends the process and its workers, and waits for it; what they shared memory by goes with them."""
-        shared = shared_memory(self.process.pid)
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        self.host.end(self.process, end)
         self.wire.close()
-        for path in shared:
-            path.unlink(missing_ok=True)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Lets it end by itself, so that it removes what it made; then kills what is left."""
@@ -177,14 +126,3 @@ class Group:
             if said
             else f"; its log {self.post.log} is empty."
         )
-
-
-def shared_memory(group: int) -> set[Path]:
-    """Files in memory that vLLM's workers of this process group speak over; a killed worker would leave them there."""
-    found: set[Path] = set()
-    for process in psutil.process_iter():
-        with suppress(OSError, psutil.Error):
-            if os.getpgid(process.pid) == group:
-                paths = {Path(mapped.path) for mapped in process.memory_maps()}
-                found |= {path for path in paths if path.match("/dev/shm/vllm_dist_*") or path.match("/dev/shm/psm_*")}
-    return found

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from megatron_rl.rollout.vllm_core import Core, Wrote
-from megatron_rl.rollout.vllm_group import CoreOrder, shared_memory
+from megatron_rl.rollout.vllm_group import CoreOrder
+from megatron_rl.rollout.vllm_host import shared_memory
 
 TELL_S: Final = 0.2
 """How often the driver is told what was written, or that this process is alive."""

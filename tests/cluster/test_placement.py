@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from megatron_rl.cluster.placement import Demand, Node, Seat, place
@@ -25,6 +27,24 @@ def test_split_engines_have_gpus_of_their_own():
 def test_colocated_engines_share_the_gpus_of_ranks():
     placed = place(Demand(ranks=8, group=4, gpus=1, engines=4, engine_gpus=2), TWO)
     assert placed.engines == (Seat(0, (0, 1)), Seat(0, (2, 3)), Seat(1, (0, 1)), Seat(1, (2, 3)))
+
+
+def test_engines_without_gpus_are_the_driver_s_or_stand_on_the_ranks_machines_in_turn():
+    nodes = tuple(Node(name=name, gpus=0, cpus=2) for name in ("a", "b", "c"))
+    demand = Demand(ranks=2, group=1, gpus=0, cpus=2, engines=3)
+    assert place(demand, nodes).engines == (Seat(0),) * 3
+    for placement in ("colocated", "split"):
+        placed = place(replace(demand, spread=True, placement=placement), nodes)
+        assert placed.engines == (Seat(0), Seat(1), Seat(0))
+
+
+def test_an_engine_larger_than_a_machine_is_refused():
+    for placement, said in (
+        ("split", "engine 0: 8 GPUs on one machine"),
+        ("colocated", "an engine stands on one machine"),
+    ):
+        with pytest.raises(LayoutError, match=said):
+            place(Demand(ranks=4, group=2, gpus=1, engines=1, engine_gpus=8, placement=placement), TWO)
 
 
 def test_a_tensor_parallel_group_stays_on_one_machine():

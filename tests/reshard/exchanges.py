@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_rl.actor.parallel import Parallel
+from megatron_rl.reshard.delivery import Delivery
 from megatron_rl.reshard.engines import vllm_layout
 from megatron_rl.reshard.group_wire import GroupWire
 from megatron_rl.reshard.layout import Layout, ModelShape
@@ -91,6 +92,19 @@ def exchange(kind: str, wire: str, key: str = "", bucket_bytes: int = 1024) -> d
 
 def on_gpu(tensors: Parameters) -> Parameters:
     return {name: tensor.cuda() for name, tensor in tensors.items()}
+
+
+def deliver(delivery: dict) -> dict[str, object]:
+    """One process of a delivery of version 2: a source rank, or a target rank that says what is not as it should be."""
+    route, member = Delivery.of_plain(delivery), dist.get_rank()
+    sources = len(route.plan.source.ranks)
+    if member < sources:
+        tensors = parameters(route.plan.source, member, checkpoint(2))
+        return {"bytes": 0, "bound": 0, "wrong": [], "sent": route.sending({member: tensors}).run(2).messages}
+    rank = member - sources
+    tensors = parameters(route.plan.target, rank, None)
+    report = route.receiving({rank: tensors}).run(2)
+    return {"bytes": report.bytes, "bound": report.bound, "wrong": differing(tensors, rank, 2)}
 
 
 def send_over_cuda_ipc(key: str) -> None:

@@ -1,16 +1,28 @@
 import json
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from megatron_rl.reshard.delivery import Cut, Delivery, Source
+from megatron_rl.reshard.digest import TransferError
 from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.reshard.local import load_rank
 from megatron_rl.reshard.ring import memory_folder
+from tests import ranks
 from tests.reshard import by_hand
-from tests.reshard.exchanges import COLOCATED, SHAPE
+from tests.reshard.exchanges import COLOCATED, SHAPE, deliver
+
+
+@pytest.fixture
+def meeting():
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
+    yield "127.0.0.1", store.port
+    del store
 
 
 def delivery(**changes):
@@ -35,7 +47,7 @@ def tensors(layout, rank, read=None):
 
 
 def test_it_crosses_processes_as_json():
-    sent = delivery(verify="full", dtype="bfloat16")
+    sent = delivery(verify="full", dtype="bfloat16", wire="network", meeting=("10.0.0.1", 4711))
     assert Delivery.of_plain(json.loads(json.dumps(sent.to_plain()))) == sent
 
 
@@ -46,8 +58,9 @@ def test_both_ends_make_the_same_plan():
     assert one.plan.target.label == "vllm tp2 replicas2"
 
 
-def test_every_rank_of_every_group_gets_its_slices():
-    route = delivery()
+@pytest.mark.parametrize("wire", ["memory", "network"])
+def test_every_rank_of_every_group_gets_its_slices(wire, meeting):
+    route = delivery(wire=wire, meeting=meeting, verify="full")
     plan = route.plan
     read = {name: torch.tensor(array).float() for name, array in by_hand.checkpoint(SHAPE).items()}.__getitem__
     sources = {rank: tensors(plan.source, rank, read) for rank in range(4)}
@@ -63,6 +76,27 @@ def test_every_rank_of_every_group_gets_its_slices():
     assert sum(report.bytes for report in reports) == sum(report.bound for report in reports)
     route.sweep()
     assert not list(memory_folder().glob(f"{route.key}*"))
+
+
+def test_it_crosses_the_network_between_processes(meeting):
+    route = delivery(source=Source(shape=SHAPE, cut=Cut(tp=2, pp=1, chunks=(SHAPE.layers,))), replicas=1)
+    route = replace(route, wire="network", meeting=meeting, verify="full")
+    reports = ranks.run(deliver, world=4, delivery=route.to_plain())
+    assert sum(report["bytes"] for report in reports) == sum(report["bound"] for report in reports) > 0
+    assert [report["wrong"] for report in reports] == [[]] * 4
+
+
+def test_a_sender_that_stays_away_is_told_of_in_time(meeting):
+    route = delivery(wire="network", meeting=meeting, replicas=1, tp=1, timeout_s=0.5)
+    targets = {0: tensors(route.plan.target, 0)}
+    with pytest.raises(TransferError, match=r"4 ranks and 1 of the engine's did not all meet in 0.5 s"):
+        route.receiving(targets).run(1)
+
+
+def test_the_network_needs_a_place_to_meet_and_a_process_for_each_rank(meeting):
+    for refused in (delivery(wire="network"), delivery(wire="network", meeting=meeting)):
+        with pytest.raises(LayoutError, match="need a place to meet and a process for each rank"):
+            refused.sending({0: {}, 1: {}})
 
 
 def test_a_cut_serves_only_the_model_it_was_made_for():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_rl.reshard.delivery import Cut, Delivery, Source
@@ -10,7 +10,8 @@ from megatron_rl.reshard.layout import ModelShape
 from megatron_rl.rollout.settings import SamplingSettings
 from megatron_rl.rollout.vllm_engine import Scale, VllmEngine
 from megatron_rl.rollout.vllm_fleet import Fleet, Terms
-from megatron_rl.rollout.vllm_group import CoreOrder, Post
+from megatron_rl.rollout.vllm_group import CoreOrder
+from megatron_rl.rollout.vllm_host import Post, Seat
 from megatron_rl.rollout.vllm_wave import Patience
 from megatron_rl.rollout.vocabulary import Vocabulary
 from tests.rollout.opening import words
@@ -46,9 +47,10 @@ def post(folder: Path, number: int = 0) -> Post:
     )
 
 
-def open_fleet(folder: Path, fault: str = "none", groups: int = 1) -> Fleet:
+def open_fleet(folder: Path, fault: str = "none", groups: int = 1, seats: Sequence[Seat] = ()) -> Fleet:
     fleet = Fleet(terms=TERMS, posts=[post(folder, number) for number in range(groups)], order=order(folder, fault))
     fleet.source = SOURCE
+    fleet.start(seats)
     return fleet
 
 
@@ -61,13 +63,14 @@ def open_scripted(
     fault: str = "none",
     groups: int = 1,
     send: Callable[[Delivery, int], None] | None = sends_nothing,
+    seats: Sequence[Seat] = (),
     **patience: float,
 ) -> VllmEngine:
     """An engine that serves version 0."""
     waits = Patience(**{"deadline_s": None, "silence_s": 30.0, "start_s": 60.0, **patience})
     scale = Scale(context=64, vocabulary=101, rows=8, retries=2, patience=waits)
     vocabulary = Vocabulary(decode=words, end=(1,))
-    engine = VllmEngine(open_fleet(folder, fault, groups), scale, vocabulary, SamplingSettings(max_tokens=6))
+    engine = VllmEngine(open_fleet(folder, fault, groups, seats), scale, vocabulary, SamplingSettings(max_tokens=6))
     engine.expect(SOURCE, send)
     engine.begin(0)
     engine.finish(0)
