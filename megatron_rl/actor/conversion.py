@@ -10,18 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megatron_rl.actor import distributed_folder, fit, groups, saving
 from megatron_rl.actor import safetensors_folder as hf
 from megatron_rl.actor.architecture import Architecture, describe
-from megatron_rl.actor.certificate import Certificate, Digest, compared, versions
+from megatron_rl.actor.certificate import Certificate, Compared, Digest, compared, versions
 from megatron_rl.actor.distributed_folder import Contents
 from megatron_rl.actor.durable import replacing
 from megatron_rl.actor.parallel import Parallel
-from megatron_rl.actor.side_by_side import shares, side_by_side
+from megatron_rl.actor.side_by_side import shares
 from megatron_rl.actor.translation import Fusion, check_source, check_stored, unfused
 from megatron_rl.actor.weights import SHARD_BYTES, named_dtype, read_config
 from megatron_rl.reshard.engines import huggingface_layout
@@ -84,9 +83,8 @@ def to_huggingface(source: Path, target: Path, like: Path | None = None, shard_b
     )
     with replacing(target) as aside:
         hf.copy_companions(origin, aside)
-        written = _write(aside, contents, unfused(reader, shape), contents.shards(shard_bytes))
-        again = [_converted(stream, contents.dtype) for stream in unfused(reader, shape)]
-        tensors = _compared(aside, again, aside)
+        tensors = _write(aside, contents, unfused(reader, shape), contents.shards(shard_bytes))
+        written = _elements(tensors)
         made = Certificate(
             source=f"megatron checkpoint of {str(stored).removeprefix('torch.')}",
             target=huggingface_layout(shape).label,
@@ -102,15 +100,15 @@ def to_huggingface(source: Path, target: Path, like: Path | None = None, shard_b
     return made
 
 
-def _write(folder: Path, contents: hf.Contents, streams: Sequence[Tensors], shards: Sequence[hf.Shard]) -> int:
-    """Writes the shards and their index, and gives the elements that went into them."""
+def _write(
+    folder: Path, contents: hf.Contents, streams: Sequence[Tensors], shards: Sequence[hf.Shard]
+) -> dict[str, Digest]:
+    """Writes the shards and their index, and gives the digests of what they hold, which is what went into them."""
 
-    def put(stream: Tensors) -> int:
-        written = 0
-        for name, tensor in _converted(stream, contents.dtype):
-            file_of[name](name, tensor)
-            written += tensor.numel()
-        return written
+    def put(stream: Tensors) -> Compared:
+        for name, tensor in stream:
+            wanted = tensor.to(contents.dtype)
+            yield name, file_of[name](name, wanted), wanted
 
     with ExitStack() as files:
         file_of = {
@@ -119,28 +117,30 @@ def _write(folder: Path, contents: hf.Contents, streams: Sequence[Tensors], shar
             for file in (files.enter_context(hf.writing(folder, shard, contents)),)
             for name in shard.names
         }
-        written = sum(side_by_side(put, streams))
+        digests = compared(folder, [put(stream) for stream in streams])
     hf.write_index(folder, contents, shards)
-    return written
+    return _complete(folder, digests, folder)
 
 
-def _converted(stream: Tensors, dtype: torch.dtype) -> Tensors:
-    return ((name, tensor.to(dtype)) for name, tensor in stream)
+def _compared(target: Path, streams: Sequence[Tensors], source: Path) -> dict[str, Digest]:
+    """Digests of the streams; ValueError, naming the target, unless they are the tensors of the Hugging Face folder."""
 
-
-def _compared(target: Path, streams: Sequence[Tensors], folder: Path) -> dict[str, Digest]:
-    """Digests of a Hugging Face folder's tensors; ValueError, naming the target, unless the streams are those."""
-
-    def beside(stream: Tensors) -> Iterator[tuple[str, Tensor, Tensor]]:
-        reader = hf.Reader(folder)
+    def beside(stream: Tensors) -> Compared:
+        reader = hf.Reader(source)
         for name, tensor in stream:
             yield name, tensor, reader.whole(name)
             reader.release()
 
-    digests, expected = compared(target, [beside(stream) for stream in streams]), hf.Reader(folder).inventory()
-    if left := sorted(digests.keys() ^ expected.keys()):
-        raise ValueError(f"{target}: {left[0]!r} was converted on one side alone; convert it again.")
-    return {name: digests[name] for name in expected}
+    return _complete(target, compared(target, [beside(stream) for stream in streams]), source)
+
+
+def _complete(target: Path, digests: Mapping[str, Digest], folder: Path) -> dict[str, Digest]:
+    """The digests in the order of a Hugging Face folder; ValueError, naming the target, where it has others."""
+    found = hf.Reader(folder).inventory()
+    shapes = {name: digest.shape for name, digest in digests.items()}
+    if shapes != {name: entry.shape for name, entry in found.items()}:
+        raise ValueError(f"{target} does not hold the tensors that were converted, as many and as large; try again.")
+    return {name: digests[name] for name in found}
 
 
 def verify(folder: Path) -> Certificate:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -142,28 +143,33 @@ def write_shard(folder: Path, shard: Shard, contents: Contents, tensors: Iterato
 
 
 @contextmanager
-def writing(folder: Path, shard: Shard, contents: Contents) -> Iterator[Callable[[str, Tensor], None]]:
+def writing(folder: Path, shard: Shard, contents: Contents) -> Iterator[Callable[[str, Tensor], Tensor]]:
     """Puts tensors of one file where they belong, in any order, from any thread; ValueError where one is left out.
 
-    The head comes last: until then nobody can open the file, whatever kills this process.
+    Each put gives what the file then holds there, mapped. The head comes last: until then nobody can open the file,
+    whatever kills this process.
     """
     header, offsets = _header(shard, contents)
     path, missing = folder / shard.file, set(shard.names)
 
-    def put(name: str, tensor: Tensor) -> None:
+    def put(name: str, tensor: Tensor) -> Tensor:
         if (tuple(tensor.shape), tensor.dtype) != (contents.shapes[name], contents.dtype):
             raise ValueError(
                 f"{name!r} came as {tuple(tensor.shape)} of {tensor.dtype}, but {path} holds "
                 f"{contents.shapes[name]} of {contents.dtype}."
             )
-        _write_at(file.fileno(), memoryview(bytes_of(tensor)), len(header) + offsets[name])
+        content, at = bytes_of(tensor), len(header) + offsets[name]
+        _write_at(file.fileno(), memoryview(content), at)
         missing.remove(name)
+        return torch.from_numpy(np.memmap(file, np.uint8, "c", at, content.shape)).view(tensor.dtype).view(tensor.shape)
 
-    with path.open("wb", buffering=0) as file:
+    with path.open("w+b", buffering=0) as file:
         yield put
         if missing:
             raise ValueError(f"{path} was not given {min(missing)!r}.")
         _write_at(file.fileno(), memoryview(header), 0)
+        if os.pread(file.fileno(), len(header), 0) != header:
+            raise ValueError(f"{path} begins with other bytes than were written; write it again.")
 
 
 def _write_at(descriptor: int, left: memoryview, at: int) -> None:

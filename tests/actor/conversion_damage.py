@@ -1,7 +1,11 @@
-"""Hugging Face folders that are not what they were."""
+"""Hugging Face folders that are not what they were, and disks that are full."""
 
 import json
+import resource
 import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,3 +38,15 @@ def in_two_shards(source: Path, folder: Path) -> Path:
 
 def cut_short(file: Path, count: int) -> None:
     file.write_bytes(file.read_bytes()[:-count])
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """As on a disk that is full: what would make a file larger fails."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)

@@ -1,13 +1,11 @@
 import json
 import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -16,18 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from megatron_rl.actor import conversion, distributed_folder
+from megatron_rl.actor import conversion, distributed_folder, safetensors_folder
 from megatron_rl.actor.certificate import Compared, Digest
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.safetensors_folder import INDEX, SINGLE
 from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.spec.schema import SpecError
 from tests import ranks
-from tests.actor.conversion_damage import changed, cut_short, in_two_shards
+from tests.actor.conversion_damage import changed, cut_short, in_two_shards, no_file_above
 from tests.actor.conversion_programs import SHARD_BYTES, differing_after_load, save_and_export
 from tests.fakes.tiny_models import FAMILIES, tiny_folder
 
-WRITERS = ((distributed_folder, "write"), (conversion, "_write"))
 FEW = (Parallel(), Parallel(tp=2, pp=2), Parallel(tp=4, pp=2, vpp=2), Parallel(pp=2, stage_layers=(3, 1)))
 TWENTY = (
     *(Parallel(tp=tp, pp=pp) for tp, pp in product((1, 2, 4), (1, 2, 4))),
@@ -121,28 +118,40 @@ def test_a_flipped_bit_is_found_in_either_format(folders, tmp_path):
         conversion.verify(tmp_path / "there")
 
 
-@pytest.mark.parametrize("is_export", [False, True])
-def test_what_reaches_the_disk_otherwise_than_it_was_read_has_no_name(folders, tmp_path, monkeypatch, is_export):
-    source, target, (module, name) = folders["qwen2", False], tmp_path / "target", WRITERS[is_export]
-    if is_export:
-        conversion.to_megatron(source, tmp_path / "there", Parallel(tp=2))
-    write = getattr(module, name)
+def test_a_checkpoint_that_holds_other_bytes_than_were_read_has_no_name(folders, tmp_path, monkeypatch):
+    source, target, write = folders["qwen2", False], tmp_path / "target", distributed_folder.write
     needle = load_file(source / SINGLE)["model.norm.weight"].view(torch.uint8).numpy().tobytes()
 
-    def written_with_a_flipped_bit(folder: Path, *rest: object) -> object:
-        result = write(folder, *rest)
-        file = next(path for path in folder.iterdir() if path.is_file() and needle in path.read_bytes())
+    def written_with_a_flipped_bit(folder: Path, *rest: object) -> None:
+        write(folder, *rest)
+        file = next(path for path in folder.iterdir() if needle in path.read_bytes())
         content = bytearray(file.read_bytes())
         content[content.index(needle)] ^= 1
         file.write_bytes(content)
-        return result
 
-    monkeypatch.setattr(module, name, written_with_a_flipped_bit)
+    monkeypatch.setattr(distributed_folder, "write", written_with_a_flipped_bit)
     with pytest.raises(ValueError, match="with other bytes than were converted"):
-        conversion.to_huggingface(tmp_path / "there", target) if is_export else conversion.to_megatron(
-            source, target, Parallel(tp=2)
-        )
+        conversion.to_megatron(source, target, Parallel(tp=2))
     assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(0, "with other bytes than were"), (-1, "begins with other bytes than")]
+)
+def test_an_export_that_holds_other_bytes_than_were_read_has_no_name(folders, tmp_path, monkeypatch, number, reason):
+    conversion.to_megatron(folders["qwen2", False], tmp_path / "there", Parallel(tp=2))
+    written, write_at = [], safetensors_folder._write_at
+    tensors = len(conversion.verify(tmp_path / "there").tensors)
+
+    def written_with_a_flipped_bit(descriptor: int, content: memoryview, at: int) -> None:
+        written.append(at)
+        is_flipped = len(written) == (number % (tensors + 1)) + 1
+        write_at(descriptor, memoryview(bytes([content[0] ^ 1]) + content[1:]) if is_flipped else content, at)
+
+    monkeypatch.setattr(safetensors_folder, "_write_at", written_with_a_flipped_bit)
+    with pytest.raises(ValueError, match=reason):
+        conversion.to_huggingface(tmp_path / "there", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
 
 
 @pytest.mark.parametrize(
@@ -201,18 +210,6 @@ def test_a_checkpoint_that_is_incomplete_is_refused_by_the_file(folders, tmp_pat
     damage(tmp_path / "there")
     with pytest.raises((SpecError, OSError), match=reason):
         conversion.verify(tmp_path / "there")
-
-
-@contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """As on a disk that is full: what would make a file larger fails."""
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("size", [0, 40_000, 200_000])
