@@ -40,7 +40,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 JobRequeue=1
-KillWait=5
+KillWait=3
 ReturnToService=2
 SlurmdParameters=config_overrides
 MpiDefault=none
