@@ -24,7 +24,7 @@ test-slow: install ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 quickstart: install ## a tiny model learns to think on this machine, in minutes; runs/quickstart/report.html shows it
-	$(BIN)/python examples/quickstart/prepare.py
+	$(BIN)/python -W ignore::UserWarning -W ignore::FutureWarning examples/quickstart/prepare.py
 	$(BIN)/megatron-rl train configs/quickstart.yaml
 	$(BIN)/megatron-rl report runs/quickstart
 

@@ -10,6 +10,7 @@ import argparse
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Final, Protocol
@@ -33,6 +34,14 @@ COMMANDS: Final[Mapping[str, str]] = {
 }
 """Each is a file of `commands/`, where a dash is an underscore."""
 
+COMPLAINTS: Final = (
+    "(Transformer Engine and )?Apex (is|are) not installed",
+    "full scope is deprecated",
+    "The .grad attribute of a Tensor that is not a leaf",
+    r"`torch\.distributed\.\w+` is deprecated",
+)
+"""What Megatron-Core and torch would say again in every process; `doctor` says what is in use."""
+
 
 class Command(Protocol):
     """A file of `commands/`."""
@@ -52,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"there is no command '{name}'{nearest(name, COMMANDS)}.", file=sys.stderr)
         return WRONG
+    for complaint in COMPLAINTS:
+        warnings.filterwarnings("ignore", message=complaint, append=True)  # whoever asks Python for warnings gets them
     parser = argparse.ArgumentParser(prog=f"megatron-rl {name}", description=COMMANDS[name], allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     try:

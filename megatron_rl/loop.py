@@ -39,10 +39,13 @@ class Schedule:
     """When things happen, in steps; 0 means never."""
 
     steps: Annotated[int, Ge(0)]
+    """Updates of the weights that the run is made of."""
     save_every: Annotated[int, Ge(0)] = 0
+    """A checkpoint after each n-th step and after the last; 0 saves only where something stops the run."""
     keep: Annotated[int, Ge(1)] = 2
     """Checkpoints kept, the newest ones."""
     evaluate_every: Annotated[int, Ge(0)] = 0
+    """Held-out prompts are asked before the first step and after each n-th; 0 never."""
     max_waves: Annotated[int, Ge(1)] = 50
     """Trips to the engine without a full batch before the run stops and says so."""
     ahead: Annotated[int, Ge(0)] = 0

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, get_origin
@@ -273,3 +274,12 @@ def test_an_interruption_while_a_command_is_still_imported_is_one_line(monkeypat
     monkeypatch.setattr(cli, "import_module", interrupted)
     assert main(["report", "a run"]) == INTERRUPTED
     assert capsys.readouterr().err == "\ninterrupted; begin again with: megatron-rl report 'a run'\n"
+
+
+def test_what_the_doctor_says_is_not_also_complained_of_by_every_process(capsys):
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.resetwarnings()
+        main(["report", "nowhere"])
+        warnings.warn("Apex is not installed. Falling back to Torch Norm", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert [str(each.message) for each in heard] == ["something else"]

@@ -21,6 +21,12 @@ OPTIONAL: Final[Mapping[tuple[str, str], tuple[str, str]]] = {
 }
 """The package that a choice needs beside what every install has, and what to do where it is absent."""
 
+NO_MODEL: Final = (
+    "name a Hugging Face folder with model.folder=PATH, "
+    "or try this on the quickstart's model with extends=base/toy.yaml"
+)
+"""What to do where neither the model nor another one beside it is there."""
+
 PROMPT_FILES: Final = (".parquet", ".jsonl", ".json")
 """How the names of files that may hold prompts end."""
 
@@ -38,8 +44,8 @@ def read_model_config(spec: RunSpec) -> dict[str, object]:
         beside = (
             sorted(other.name for other in folder.parent.iterdir() if other.is_dir()) if folder.parent.is_dir() else []
         )
-        hint = f"; beside it are {', '.join(beside[:8])}" if beside else ""
-        raise SpecError(f"{what}, which is no folder here{hint}.")
+        hint = f"beside it are {', '.join(beside[:8])}" if beside else NO_MODEL
+        raise SpecError(f"{what}, which is no folder here; {hint}.")
     if not path.exists():
         raise SpecError(f"{what}, which holds no config.json; it should be a Hugging Face model folder.")
     return read_object(path, f"{what}, whose config.json")

@@ -41,6 +41,11 @@ def test_a_missing_folder_names_those_beside_it(tmp_path):
         read_model_config(spec_of(tmp_path, tmp_path / "modle"))
 
 
+def test_a_missing_folder_without_neighbours_says_what_to_do(tmp_path):
+    with pytest.raises(SpecError, match=r"is no folder here; name a Hugging Face folder .* extends=base/toy\.yaml\."):
+        read_model_config(spec_of(tmp_path, tmp_path / "models" / "Qwen2.5-Math-7B"))
+
+
 @pytest.fixture
 def folder(tmp_path):
     for name in ("train.parquet", "held_out.parquet", "model/config.json"):
