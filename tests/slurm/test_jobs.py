@@ -128,7 +128,9 @@ def test_a_run_over_two_nodes_is_signalled_requeued_and_ends_as_one_that_never_w
 
 @pytest.mark.slow
 def test_a_job_that_runs_out_of_time_saves_before_slurm_kills_it(slurm, config, root):
-    job = submit(slurm, root, str(config), "schedule.steps=100000", options=("--time=1",))
+    # In a job of one minute the signal of the script would come at once; what is tested is the end time.
+    unsignalled = ("--time=1", "--signal=B:CONT@1")
+    job = submit(slurm, root, str(config), "schedule.steps=100000", options=unsignalled)
     slurm.start_again(job)
     slurm.ask("scancel", "--full", job)
     assert "out of time" in said(root, job)
