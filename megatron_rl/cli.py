@@ -39,6 +39,8 @@ COMPLAINTS: Final = (
     "full scope is deprecated",
     "The .grad attribute of a Tensor that is not a leaf",
     r"`torch\.distributed\.\w+` is deprecated",
+    "`(load|save)_state_dict` is deprecated",
+    "Please use DTensor instead",
 )
 """What Megatron-Core and torch would say again in every process; `doctor` says what is in use."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,6 +48,8 @@ class Replayed:
     batch: Batch
     changes: tuple[Change, ...]
     skipped: tuple[str, ...]
+    metrics: Mapping[str, float]
+    """What the stages said of the batch and the record does not say, or says otherwise."""
 
 
 def replay(chain: Chain, recorded: Batch, memories: Memories, context: Context) -> Replayed:
@@ -72,7 +75,9 @@ def replay(chain: Chain, recorded: Batch, memories: Memories, context: Context) 
         kept[step.slot] = after
         written |= {column.name: column for column in step.stage.writes}
     changes = tuple(_change(column, recorded, batch) for column in written.values())
-    return Replayed(batch=batch, changes=changes, skipped=tuple(skipped))
+    known = recorded.metrics
+    metrics = {name: value for name, value in batch.metrics.items() if known.get(name) != value}
+    return Replayed(batch=batch, changes=changes, skipped=tuple(skipped), metrics=metrics)
 
 
 def _change(column: Column, recorded: Batch, batch: Batch) -> Change:

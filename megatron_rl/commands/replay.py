@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(change)
     for name in found.skipped:
         print(f"stage {name} was not run: it needs the engine or the actor; its columns are as recorded")
-    for name, value in sorted(found.batch.metrics.items()):
+    for name, value in sorted(found.metrics.items()):
         print(f"  {name} = {value:.6g}")
     if arguments.out is not None:
         found.batch.write_parquet(arguments.out)

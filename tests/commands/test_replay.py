@@ -10,6 +10,7 @@ def test_a_step_gives_its_recorded_advantages_to_the_bit(trained, capsys):
         lines = capsys.readouterr().out.splitlines()
         for column in ("baseline", "spread", "advantage"):
             assert f"{column}: as recorded, to the bit" in lines
+        assert not [line for line in lines if "=" in line], "no number is told that is as recorded"
 
 
 def test_a_stage_whose_memory_was_not_kept_is_refused(trained, capsys):
