@@ -242,7 +242,7 @@ def test_a_split_placement_of_the_engine_in_the_driver_is_refused_where_there_ar
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_ranks_that_are_processes_send_to_vllm(config, tmp_path):
-    finished = run(config, tmp_path, TP2, "rollout={vllm: {cache_gib: 0.0625, context: 128}}", "cluster.address=")
+    finished = run(config, tmp_path, TP2, "rollout={vllm: {cache_gib: 0.0625, context: 128}}")
     ((ratio, parity), *_) = curves(finished, "sync/ratio", "parity/max")
     assert ratio == 1.0
     assert parity < 1e-4
