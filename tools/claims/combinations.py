@@ -116,6 +116,9 @@ def page(work: Path, seeds: Sequence[int], quick: bool) -> Page:
             f"RLOO, which has none of them: {_cell(results, alone.name)}.",
             *(f"{one} with {other} is refused: {reason}" for (one, other), reason in why.items() if reason),
             "The difference between two accuracies has to exceed their ranges over seeds to mean anything.",
+            "Short responses to few prompts are the worst case of SPEC-RL as published; its page says why, and which form "
+            f"does better. Prompts come back every {count // draws.prompts} steps here, with A*-PO's single rollouts every "
+            f"{count // draws.prompts // draws.samples}, and most drafts are kept whole.",
         ],
         table=[
             {"": one} | {other: "refused" if why[pair] else _cell(results, arms[pair].name) for other, pair in row}
@@ -152,13 +155,17 @@ def _cell(results: Sequence[Result], name: str) -> str:
 
 
 def _figure(results: Sequence[Result], names: Sequence[str]) -> Figure:
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for name in names:
-        own = [result for result in results if result.arm == name]
-        tokens = sum(result.steps[-1]["tokens/generated"] for result in own) / len(own) / 1000
-        accuracy = sum(result.evaluations[-1]["accuracy"] for result in own) / len(own)
-        axes.scatter(tokens, accuracy, color="black" if name == "RLOO" else "tab:blue")
-        axes.annotate(name, (tokens, accuracy), fontsize=7, xytext=(3, 3), textcoords="offset points")
-    axes.set(xlabel="thousand rollout tokens", ylabel="accuracy, sampled", title="after as many steps")
+    """A line an arm, the most accurate on top: accuracy over seeds, and tokens."""
+    shares = {name: [result.evaluations[-1]["accuracy"] for result in results if result.arm == name] for name in names}
+    ordered = sorted(names, key=lambda name: sum(shares[name]) / len(shares[name]))
+    figure = Figure(figsize=(8, 0.28 * len(names) + 0.9), layout="constrained")
+    accuracy, tokens = figure.subplots(1, 2, sharey=True)
+    for height, name in enumerate(ordered):
+        color = "black" if name == "RLOO" else "tab:blue"
+        accuracy.plot(shares[name], [height] * len(shares[name]), "o-", color=color, markersize=4, linewidth=1)
+        spent = [result.steps[-1]["tokens/generated"] / 1000 for result in results if result.arm == name]
+        tokens.barh(height, sum(spent) / len(spent), color=color, height=0.5)
+    accuracy.set_yticks(range(len(ordered)), ordered)
+    accuracy.set(xlabel="accuracy, sampled, a dot a seed")
+    tokens.set(xlabel="thousand rollout tokens")
     return figure
