@@ -116,9 +116,9 @@ def page(work: Path, seeds: Sequence[int], quick: bool) -> Page:
             f"RLOO, which has none of them: {_cell(results, alone.name)}.",
             *(f"{one} with {other} is refused: {reason}" for (one, other), reason in why.items() if reason),
             "The difference between two accuracies has to exceed their ranges over seeds to mean anything.",
-            "Short responses to few prompts are the worst case of SPEC-RL as published; its page says why, and which form "
-            f"does better. Prompts come back every {count // draws.prompts} steps here, with A*-PO's single rollouts every "
-            f"{count // draws.prompts // draws.samples}, and most drafts are kept whole.",
+            "Short responses to few prompts are the worst case of SPEC-RL as published; its page says why, and which "
+            f"form does better. Prompts come back every {count // draws.prompts} steps here, with A*-PO's single "
+            f"rollouts every {count // draws.prompts // draws.samples}, and most drafts are kept whole.",
         ],
         table=[
             {"": one} | {other: "refused" if why[pair] else _cell(results, arms[pair].name) for other, pair in row}
