@@ -1,12 +1,14 @@
-"""The documentation: links lead somewhere, files and commands that it names exist, its configurations load."""
+"""The documentation: links lead somewhere, what it names exists, its commands and configurations can be read."""
 
 import re
+import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 
-from megatron_rl.cli import COMMANDS
+from megatron_rl.cli import COMMANDS, main
 from megatron_rl.ideas import read_ideas
 from megatron_rl.spec.load import load
 
@@ -50,3 +52,38 @@ def test_configurations_load_and_every_column_is_written_before_it_is_read(text,
     written = {"extends": "base/math_7b.yaml", **yaml.safe_load(text)}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(written))
     read_ideas(load(tmp_path / "run.yaml"))
+
+
+def command_lines(program: str) -> list:
+    """Every whole line of documentation that calls the program, with its page."""
+    line = re.compile(rf"^ {{4}}(?:\.venv/bin/)?{program} (.+)$", re.MULTILINE)
+    return [
+        pytest.param(shlex.split(said, comments=True), id=f"{page.parent.name}/{page.stem}: {said[:60]}")
+        for page in PAGES
+        for said in line.findall(page.read_text())
+    ]
+
+
+@pytest.mark.parametrize("words", command_lines("megatron-rl"))
+def test_a_command_is_understood_and_its_configuration_loads(words, monkeypatch):
+    monkeypatch.chdir(HOME)
+    module, asked = import_module(f"megatron_rl.commands.{words[0].replace('-', '_')}"), []
+    monkeypatch.setattr(module, "run", lambda arguments: asked.append(arguments) or 0)
+    if "--help" in words:
+        with pytest.raises(SystemExit, match="0"):
+            main(words)
+        return
+    assert main(words) == 0
+    (arguments,) = asked
+    config = Path(getattr(arguments, "config", None) or "")
+    if config.suffix == ".yaml":
+        load(config, getattr(arguments, "settings", ()))
+
+
+@pytest.mark.parametrize("words", command_lines("sbatch"))
+def test_a_job_is_understood_and_its_configuration_loads(words, monkeypatch):
+    monkeypatch.chdir(HOME)
+    script = next(place for place, word in enumerate(words) if word.startswith("slurm/"))
+    assert all(word.startswith("--") or word.isdigit() for word in words[:script])
+    if "evaluate" not in words[script]:
+        load(Path(words[script + 1]), [word for word in words[script + 2 :] if "=" in word])
