@@ -11,7 +11,11 @@ from megatron_rl.spec.schema import SpecError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="a published data set, or 'arithmetic' or 'knights' to make prompts offline")
+    from megatron_rl.data.generate import GENERATED
+    from megatron_rl.data.published import PUBLISHED
+
+    parser.epilog = f"published: {', '.join(PUBLISHED)}\nmade offline: {', '.join(GENERATED)}"
+    parser.add_argument("name", metavar="NAME", help="a published data set, or a kind of prompts to make offline")
     parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="SOURCE TARGET; only TARGET to make prompts"
     )

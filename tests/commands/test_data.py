@@ -1,7 +1,11 @@
 import json
 
+import pytest
+
 from megatron_rl.cli import main
 from megatron_rl.commands.exits import DONE, FAILED, WRONG
+from megatron_rl.data.generate import GENERATED
+from megatron_rl.data.published import PUBLISHED
 from tests.data.test_published import KNIGHTS
 
 
@@ -9,6 +13,13 @@ def test_prompts_are_made_offline(tmp_path, capsys):
     target = tmp_path / "prompts.parquet"
     assert main(["data", "arithmetic", str(target), "--count", "5"]) == DONE
     assert capsys.readouterr().out == f"5 prompts written to {target}\n"
+
+
+def test_help_names_every_set(capsys):
+    with pytest.raises(SystemExit):
+        main(["data", "--help"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in (*PUBLISHED, *GENERATED))
 
 
 def test_the_number_of_files_must_fit(tmp_path, capsys):
