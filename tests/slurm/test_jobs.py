@@ -98,12 +98,13 @@ def signal(slurm: Slurm, job: str, root: Path, sent: str = "USR1") -> None:
     wait_until((root / "runs/jobs" / job / "stop").exists, f"the script to hear of {sent}", 60.0)
 
 
+@pytest.mark.slow
 def test_a_preempted_job_is_requeued_and_ends_as_one_that_never_was(slurm, config, root, tmp_path):
     job = submit(slurm, root, str(config), "schedule.save_every=5")
-    launch.train(load(config, (f"run.folder={tmp_path / 'plain'}",)))
     reach(slurm, job, root, 6)  # a machine that is busy may not give it the time for another save
     slurm.ask("scontrol", "requeue", job)
     slurm.start_again(job)
+    launch.train(load(config, (f"run.folder={tmp_path / 'plain'}",)))
     slurm.end(job)
     assert "resumed runs/job after" in said(root, job)
     assert steps_done(root) == STEPS
@@ -113,11 +114,11 @@ def test_a_preempted_job_is_requeued_and_ends_as_one_that_never_was(slurm, confi
 def test_a_run_over_two_nodes_is_signalled_requeued_and_ends_as_one_that_never_was(slurm, config, root, tmp_path):
     cut = ("actor.dp=2", "cluster.cpus_per_rank=1")
     job = submit(slurm, root, str(config), *cut, options=("--nodes=2",))
-    launch.train(load(config, (f"run.folder={tmp_path / 'plain'}", "actor.dp=2")))
     reach(slurm, job, root, 2)
     assert slurm.hosts(job, "ray::RankHost") == {"left", "right"}
     signal(slurm, job, root)
     slurm.start_again(job)
+    launch.train(load(config, (f"run.folder={tmp_path / 'plain'}", "actor.dp=2")))
     slurm.end(job)
     assert "stopped by SIGUSR1" in said(root, job)
     assert "resumed runs/job after" in said(root, job)
