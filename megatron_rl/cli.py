@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,13 @@ class Command(Protocol):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand and gives its exit code."""
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    code = _run(*((sys.argv[1:] if arguments is None else arguments) or ["--help"]))
+    if code == INTERRUPTED and arguments is None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C, while Python leaves, changes nothing
+    return code
+
+
+def _run(name: str, *rest: str) -> int:
     if name in ("-h", "--help", "--version"):
         print(__version__ if name == "--version" else _overview())
         return DONE
