@@ -65,7 +65,9 @@ def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
     engine = _engine(spec, tokenizer)
     judge = _judge(spec)
     critic = _settings(spec, "critic", CriticSettings) if "critic" in ideas.needs else None
-    origin = Origin(folder=model.folder, reference=model.reference, sampling=sampling.law, critic=critic, seed=run.seed)
+    # Optimal values are the reference policy's, so a value run writes with its weights.
+    start = model.reference or model.folder if is_value_run else model.folder
+    origin = Origin(folder=start, reference=model.reference, sampling=sampling.law, critic=critic, seed=run.seed)
     cast = _cast(spec, origin, engine)
     telemetry = open_telemetry(
         _settings(spec, "telemetry", TelemetrySettings), folder, spec.plain, piece=_piece(tokenizer)
@@ -80,7 +82,7 @@ def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
         collect=chain(ideas.collect),
         learn=chain(ideas.learn),
         objective=ideas.objective,  # type: ignore[arg-type]
-        buffer=GroupBuffer(prompts=ideas.sampler.prompts),
+        buffer=GroupBuffer(prompts=ideas.sampler.prompts, max_age=getattr(ideas.sampler, "max_age", None)),
         actor=cast.actor,
         weights=cast.weights,
         machines={

@@ -22,7 +22,10 @@ class GroupBuffer:
     prompts: int
     """Groups one update learns from."""
     max_age: int | None = None
-    """Groups whose newest rollout is more than this many policy versions old are dropped; none means no limit."""
+    """Groups whose newest rollout is by more than this many versions older than the weights that write now are dropped.
+
+    None means no limit.
+    """
 
     def push(self, memory: Memory, wave: Batch) -> Memory:
         """Memory with the wave's kept groups waiting at the end."""
@@ -37,9 +40,12 @@ class GroupBuffer:
             return counted
         return counted | {"waiting": Batch.concat([waiting, kept]) if isinstance(waiting, Batch) else kept}
 
-    def take(self, memory: Memory, version: int) -> tuple[Batch | None, Memory]:
-        """The next batch, or None while fewer than `prompts` groups wait."""
-        state = self._without_stale(_state(memory), version)
+    def take(self, memory: Memory, version: int, writing: int | None = None) -> tuple[Batch | None, Memory]:
+        """The next batch, or None while fewer than `prompts` groups wait.
+
+        `version` learns from it, and `writing` writes now: an older one where rollouts are written ahead.
+        """
+        state = self._without_stale(_state(memory), version if writing is None else writing)
         waiting = state["waiting"]
         if not isinstance(waiting, Batch):
             return None, state

@@ -15,7 +15,8 @@ import yaml
 
 from megatron_rl import loop
 from megatron_rl.assemble import assemble, close, environment, plain_difference, value_fingerprint
-from megatron_rl.batch.columns import PROMPT_ID, REWARD
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import ERROR, PROMPT_ID, REWARD, STATUS
 from megatron_rl.budget import Budget
 from megatron_rl.checkpoint import CheckpointError
 from megatron_rl.data.values import write_values
@@ -80,13 +81,26 @@ def values(spec: RunSpec, samples: int, target: Path) -> int:
             seed=run.seed,
         )
         judged = asked.answer()
-        rewards: dict[str, list[float]] = {}
-        for name, reward in zip(judged.strings(PROMPT_ID), judged.numbers(REWARD).tolist(), strict=True):
-            rewards.setdefault(name, []).append(reward)
+        rewards = _rewards_of(judged)
         write_values(target, rewards, value_fingerprint(spec))
         return len(rewards)
     finally:
         close(run, "finished")
+
+
+def _rewards_of(judged: Batch) -> dict[str, list[float]]:
+    """By prompt; a rollout that failed says nothing about what the policy is worth."""
+    rewards: dict[str, list[float]] = {name: [] for name in judged.strings(PROMPT_ID)}
+    lived = zip(judged.strings(PROMPT_ID), judged.strings(STATUS), judged.numbers(REWARD).tolist(), strict=True)
+    for name, status, reward in lived:
+        if status == "ok":
+            rewards[name].append(reward)
+    if silent := [name for name, row in rewards.items() if not row]:
+        error = next(text for name, text in zip(judged.strings(PROMPT_ID), judged.strings(ERROR), strict=True) if text)
+        raise RuntimeError(
+            f"no rollout of {len(silent)} of {len(rewards)} prompts came to an end, '{silent[0]}' first: {error}"
+        )
+    return rewards
 
 
 def _claim(run: loop.Run, spec: RunSpec) -> None:

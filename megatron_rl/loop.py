@@ -167,7 +167,7 @@ def next_batch(run: Run, context: Context) -> Batch:
     """Draws, collects and buffers waves until one update's whole groups are there."""
     for _ in range(run.schedule.max_waves):
         with run.part("collect", BUFFER):
-            batch, buffered = run.buffer.take(run.memories.get(BUFFER), context.step)
+            batch, buffered = run.buffer.take(run.memories.get(BUFFER), context.step, context.version)
         run.memories = {**run.memories, BUFFER: buffered}
         if batch is not None:
             return batch

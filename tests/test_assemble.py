@@ -4,7 +4,7 @@ import shutil
 import pytest
 from transformers import Qwen3MoeConfig
 
-from megatron_rl.assemble import assemble, environment, plain_difference, prompts_of
+from megatron_rl.assemble import assemble, close, environment, plain_difference, prompts_of
 from megatron_rl.data.prompts import DataSettings
 from megatron_rl.data.tiny_model import tiny_config
 from megatron_rl.data.tokenizer import load_tokenizer
@@ -44,6 +44,16 @@ def test_held_out_prompts_are_not_asked_at_a_temperature_that_vllm_has_not(data,
     chosen = ("rollout=vllm", "evaluation.temperature=2.5")
     with pytest.raises(SpecError, match=r"evaluation\.temperature: vLLM draws .* not at 2\.5; choose another or"):
         assemble(spec(data, tmp_path, *chosen))
+
+
+def test_whole_groups_wait_no_longer_than_their_sampler_says(data, tmp_path):  # noqa: F811
+    screened = ("sampler={screening: {screen: 2, more: 2}}", "collect=[generate, judge, screen]")
+    for chosen, age in ((("sampler.uniform.max_age=0",), 0), (screened, 8)):
+        run = assemble(spec(data, tmp_path, *chosen))
+        try:
+            assert run.buffer.max_age == age
+        finally:
+            close(run, "finished")
 
 
 def test_rows_that_are_left_out_are_told(data, tmp_path, capsys):  # noqa: F811

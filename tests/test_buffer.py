@@ -51,6 +51,14 @@ def test_groups_older_than_the_limit_are_dropped_and_counted():
     assert memory["stale"] == 2
 
 
+def test_what_a_wave_brought_too_much_is_not_kept_for_a_step_of_other_weights():
+    buffer = GroupBuffer(prompts=1, max_age=0)
+    _, memory = buffer.take(buffer.push(None, wave(1, 2, version=0)), version=0)
+    assert buffer.take(memory, version=1)[0] is None
+    # Written ahead, what is left over is no older than what would be written in its place.
+    assert taken_groups(buffer.take(memory, version=1, writing=0)[0]) == [2]
+
+
 def test_an_empty_wave_changes_nothing_but_the_counts():
     buffer = GroupBuffer(prompts=1)
     assert buffer.push(None, wave(1).where(torch.zeros(2, dtype=torch.bool)))["waiting"] is None

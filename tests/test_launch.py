@@ -4,12 +4,15 @@ import hashlib
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from megatron_rl import launch
 from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import ERROR, PROMPT_ID, REWARD, STATUS
 from megatron_rl.budget import Budget
 from megatron_rl.data.arithmetic import Arithmetic
 from megatron_rl.data.prompt_file import write_prompts
@@ -67,6 +70,34 @@ def test_a_run_stopped_and_resumed_is_the_run_that_was_never_stopped(data, tmp_p
         assert straight.table.equals(broken.table)
     points = [json.loads(line) for line in (tmp_path / "broken" / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [point["step"] for point in points if point["kind"] == "step"] == [1, 2, 3, 4]
+
+
+def test_values_are_the_reference_policys_and_not_those_of_the_weights_that_learn(data, tmp_path):
+    write_tiny_model(tmp_path / "other", seed=1)
+    named = {"plain": "model.folder", "other": "model.folder", "reference": "model.reference"}
+    stored = {}
+    for name, key in named.items():
+        folder = data / "model" if name == "plain" else tmp_path / "other"
+        launch.values(spec(data, tmp_path / name, f"{key}={folder}"), 2, tmp_path / f"{name}.parquet")
+        stored[name] = pq.read_table(tmp_path / f"{name}.parquet").to_pydict()["rewards"]
+    assert stored["reference"] == stored["other"] != stored["plain"]
+
+
+def test_a_rollout_that_failed_is_no_value_and_a_prompt_without_any_is_an_error(data, tmp_path, monkeypatch):
+    def answers(*status):
+        judged = {PROMPT_ID: ["a", "a"], STATUS: list(status), REWARD: [1.0, 0.0], ERROR: ["", "the engine died"]}
+        monkeypatch.setattr(launch.HeldOut, "answer", lambda _: Batch.of(judged))
+        monkeypatch.setattr(launch, "assemble", lambda *_, **__: SimpleNamespace(**fields))
+        monkeypatch.setattr(launch, "close", lambda *_: None)
+        launch.values(spec(data, tmp_path), 2, tmp_path / "values.parquet")
+
+    engine = SimpleNamespace(sampling=None)
+    machines = {"prompts": None, "engine": engine, "judge": None}
+    fields = {"weights": SimpleNamespace(publish=lambda _: 0), "machines": machines, "seed": 0}
+    answers("ok", "failed")
+    assert pq.read_table(tmp_path / "values.parquet").to_pydict()["rewards"] == [[1.0]]
+    with pytest.raises(RuntimeError, match="no rollout of 1 of 1 prompts came to an end, 'a' first: the engine died"):
+        answers("failed", "failed")
 
 
 def test_a_run_without_time_for_a_step_says_so_and_one_that_ends_says_nothing(data, tmp_path):

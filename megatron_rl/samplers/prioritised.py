@@ -39,6 +39,8 @@ class Prioritised:
     """Rollouts of each prompt."""
     wave: Annotated[int, Ge(1)] | None = None
     """Prompts drawn a trip to the engine, where a filter drops some of them; none means `prompts`."""
+    max_age: Annotated[int, Ge(0)] | None = None
+    """Groups left over from a wave are dropped when more updates old than this: 0 is DAPO's, null keeps all."""
     exponent: float = 0.6
     """How sharply draws follow priorities; 0 is uniform sampling."""
     scheme: Literal["average", "max", "last"] = "average"

@@ -58,7 +58,8 @@ class Screening:
     more: int = 20
     """Rollouts of an accepted prompt after that."""
     max_age: Annotated[int, Ge(0)] = 8
-    """Accepted prompts whose screening lies more than this many updates back are dropped before they are continued."""
+    """Accepted prompts whose screening lies more than this many updates back are dropped before they are continued, and
+    whole groups whose continuation does before they are learnt from."""
     shuffle: bool = True
     """Off keeps the order of the file."""
 

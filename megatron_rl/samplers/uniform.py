@@ -29,6 +29,8 @@ class Uniform:
     """Rollouts of each prompt."""
     wave: Annotated[int, Ge(1)] | None = None
     """Prompts drawn a trip to the engine, where a filter drops some of them; none means `prompts`."""
+    max_age: Annotated[int, Ge(0)] | None = None
+    """Groups left over from a wave are dropped when more updates old than this: 0 is DAPO's, null keeps all."""
     shuffle: bool = True
     """Off keeps the order of the file."""
 
