@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megatron_rl.actor.room import touch
 from megatron_rl.reshard.layout import Box
 from megatron_rl.spec.schema import SpecError
 
@@ -159,6 +160,7 @@ def writing(folder: Path, shard: Shard, contents: Contents) -> Iterator[Callable
                 f"{contents.shapes[name]} of {contents.dtype}."
             )
         content, at = bytes_of(tensor), len(header) + offsets[name]
+        touch(content)
         _write_at(file.fileno(), memoryview(content), at)
         missing.remove(name)
         return torch.from_numpy(np.memmap(file, np.uint8, "c", at, content.shape)).view(tensor.dtype).view(tensor.shape)
