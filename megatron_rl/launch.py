@@ -21,6 +21,7 @@ from megatron_rl.budget import Budget
 from megatron_rl.checkpoint import CheckpointError
 from megatron_rl.data.values import write_values
 from megatron_rl.evaluate import HeldOut
+from megatron_rl.ports import Context
 from megatron_rl.spec.describe import as_yaml
 from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError
@@ -78,7 +79,8 @@ def values(spec: RunSpec, samples: int, target: Path) -> int:
             judge=run.machines["judge"],  # type: ignore[arg-type]
             samples=samples,
             sampling=run.machines["engine"].sampling,  # type: ignore[attr-defined]
-            seed=run.seed,
+            # Of its own: a value that holds the very rollout it is subtracted from would be biased.
+            seed=int(Context(step=0, version=0, seed=run.seed).lasting_rng("values", 0).integers(1 << 62)),
         )
         judged = asked.answer()
         rewards = _rewards_of(judged)

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from megatron_rl import launch
+from megatron_rl.accounting import rollouts_of
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import ERROR, PROMPT_ID, REWARD, STATUS
+from megatron_rl.batch.columns import ERROR, PROMPT_ID, REWARD, SEED, STATUS
 from megatron_rl.budget import Budget
 from megatron_rl.data.arithmetic import Arithmetic
 from megatron_rl.data.prompt_file import write_prompts
@@ -81,6 +82,22 @@ def test_values_are_the_reference_policys_and_not_those_of_the_weights_that_lear
         launch.values(spec(data, tmp_path / name, f"{key}={folder}"), 2, tmp_path / f"{name}.parquet")
         stored[name] = pq.read_table(tmp_path / f"{name}.parquet").to_pydict()["rewards"]
     assert stored["reference"] == stored["other"] != stored["plain"]
+
+
+def test_no_rollout_of_a_value_run_has_the_noise_of_one_that_is_trained_on(data, tmp_path, monkeypatch):
+    seeds = []
+
+    def asked(engine, requests, *law):
+        seeds.append(set(requests.numbers(SEED).tolist()))
+        return rollouts_of(engine, requests, *law)
+
+    for module in ("megatron_rl.evaluate", "megatron_rl.stages.generate"):
+        monkeypatch.setattr(f"{module}.rollouts_of", asked)
+    launch.values(spec(data, tmp_path / "values"), 4, tmp_path / "values.parquet")
+    launch.train(spec(data, tmp_path / "runs", "schedule.steps=1", "schedule.evaluate_every=0"))
+    of_values, of_training = seeds
+    assert (len(of_values), len(of_training)) == (48, 16)
+    assert of_values.isdisjoint(of_training)
 
 
 def test_a_rollout_that_failed_is_no_value_and_a_prompt_without_any_is_an_error(data, tmp_path, monkeypatch):
