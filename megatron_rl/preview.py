@@ -24,22 +24,30 @@ MIB: Final = 2**20
 
 def preview(spec: RunSpec) -> str:
     """The resolved run as YAML; what follows from it stands in comments, so the text is still that run."""
-    return as_yaml(spec) + "\n" + "".join(f"# {line}\n" for line in lines(spec))
+    return _annotated(spec, lines(spec))
+
+
+def outline(spec: RunSpec) -> str:
+    """The part of it that can be told without the model."""
+    return _annotated(spec, _outlines(spec))
 
 
 def lines(spec: RunSpec) -> Iterator[str]:
     """What follows from the settings, one fact a line."""
-    actor = build(spec.settings["actor"])
-    assert isinstance(actor, ActorSettings), "checked when the configuration was"
-    shape = describe(read_model_config(spec)).shape
-    yield equation(spec, actor)
-    is_split = spec.settings["cluster"].values["placement"] == "split"
-    yield from processes(actor, spec.choices["rollout"], is_split)
+    yield from _outlines(spec)
+    actor, shape = _actor(spec), describe(read_model_config(spec)).shape
     source, target = megatron_layout(shape, actor), _engine_layout(shape, spec.choices["rollout"])
     yield weights(source, target, 4 if actor.precision.compute == "fp32" else 2)
     yield memory(shape, actor)
     is_one_process = actor.world == 1 and spec.choices["rollout"].name == "embedded"
     yield order(_number(spec.settings["schedule"].values, "ahead"), is_one_process)
+
+
+def _outlines(spec: RunSpec) -> Iterator[str]:
+    actor = _actor(spec)
+    yield equation(spec, actor)
+    is_split = spec.settings["cluster"].values["placement"] == "split"
+    yield from processes(actor, spec.choices["rollout"], is_split)
 
 
 def equation(spec: RunSpec, actor: ActorSettings) -> str:
@@ -105,6 +113,16 @@ def memory(shape: ModelShape, actor: ActorSettings) -> str:
     }
     told = ", ".join(f"{name} {size / MIB:.1f}" for name, size in parts.items())
     return f"memory of the fullest rank, activations aside: {sum(parts.values()) / MIB:.1f} MiB ({told})"
+
+
+def _annotated(spec: RunSpec, lines: Iterator[str]) -> str:
+    return as_yaml(spec) + "\n" + "".join(f"# {line}\n" for line in lines)
+
+
+def _actor(spec: RunSpec) -> ActorSettings:
+    actor = build(spec.settings["actor"])
+    assert isinstance(actor, ActorSettings), "its type is known to the specification"
+    return actor
 
 
 def _engine_layout(shape: ModelShape, rollout: Part) -> Layout:

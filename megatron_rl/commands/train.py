@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_rl.budget import Budget
@@ -12,6 +13,7 @@ from megatron_rl.commands.configuration import add_configuration, checked, folde
 from megatron_rl.commands.exits import DONE, FAILED, INTERRUPTED, STOPPED
 from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.spec.describe import describe
+from megatron_rl.spec.load import load
 from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError
 
@@ -25,10 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    spec = checked(arguments.config, arguments.settings)
     if arguments.dry_run:
-        print(_preview(arguments.config, spec), end="")
-        return DONE
+        return _shown(arguments.config, arguments.settings)
+    spec = checked(arguments.config, arguments.settings)
     folder = folder_of(spec)
     again = shlex.join(["megatron-rl", "train", str(arguments.config), *arguments.settings])
     budget = None if arguments.until is None else Budget(ends_at=arguments.until, margin_s=arguments.margin)
@@ -57,13 +58,23 @@ def _trained(spec: RunSpec, budget: Budget | None, again: str) -> int:
     return DONE
 
 
-def _preview(config: Path, spec: RunSpec) -> str:
-    """What is printed instead of training, once the ideas have been proved to fit together."""
-    from megatron_rl.ideas import read_ideas
-    from megatron_rl.preview import preview
+def _shown(config: Path, settings: Sequence[str]) -> int:
+    """Prints the run instead of training, once the ideas have been proved to fit together.
 
+    Where model or data are not here, what does not depend on them is printed before the refusal.
+    """
+    from megatron_rl.ideas import read_ideas
+    from megatron_rl.preview import outline, preview
+
+    spec = load(config, settings)
     read_ideas(spec)
     try:
-        return preview(spec)
+        checked(config, settings)
+    except SpecError:
+        print(outline(spec), end="")
+        raise
+    try:
+        print(preview(spec), end="")
     except LayoutError as error:
         raise SpecError(f"{config}: {error}") from None
+    return DONE

@@ -10,6 +10,7 @@ from megatron_rl import launch
 from megatron_rl.cli import main
 from megatron_rl.commands.exits import DONE, INTERRUPTED, STOPPED, WRONG
 from megatron_rl.spec import files
+from megatron_rl.spec.load import SHIPPED
 from tests.test_launch import data, digest, spec  # noqa: F401  # data is a fixture
 
 
@@ -41,6 +42,16 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(data, tmp_path, capsys, set
     out, err = capsys.readouterr()
     assert (out, "Traceback" in err) == ("", False)
     assert said in err
+
+
+def test_a_dry_run_without_model_and_data_shows_the_run_before_it_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(SHIPPED / "grpo.yaml"), "--dry-run", "rollout=embedded"]) == WRONG
+    out, err = capsys.readouterr()
+    assert "group_baseline" in out
+    assert "rows = " in out.splitlines()[-2]
+    assert "processes: " in out.splitlines()[-1]
+    assert "'model.folder' is 'models/Qwen2.5-Math-7B', which is no folder here" in err
 
 
 def test_an_engine_whose_cut_the_model_does_not_have_is_refused_by_a_dry_run(data, tmp_path, monkeypatch, capsys):  # noqa: F811
