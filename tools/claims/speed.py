@@ -28,7 +28,8 @@ prompts in ten have 9 to 12 steps, which the warmed-up model never saw and solve
 has 2 to 4, which it can learn. Accuracy is that of held-out prompts of 2 to 4 steps, sampled; the table's target is
 {TARGET}, and runs end at {END}. RLOO learns from 8 prompts of 24 rollouts a step; SPEED from 4 accepted ones of 4 + 20,
 screening 32 a wave, which makes a step about as dear; DAPO is RLOO's advantage with dynamic sampling, 4 mixed prompts
-a step. The learning rate is 3e-4, and 1e-4 for the slower RLOO."""
+a step; mixed prompts that a wave brings too many wait for the next step, where the published one drops them.
+The learning rate is 3e-4, and 1e-4 for the slower RLOO."""
 
 NOTES = (
     "Neither RLOO reached the end within its 100 steps, so what it would have spent there is only bounded from below; "
@@ -64,7 +65,7 @@ def arms(quick: bool) -> list[Arm]:
             name="DAPO",
             config="dapo",
             changes=(
-                f"sampler={{uniform: {{{chosen}, wave: 32}}}}",
+                f"sampler={{uniform: {{{chosen}, wave: 32, max_age: null}}}}",
                 f"collect=[generate, judge{'' if quick else ', keep_mixed'}]",
                 "schedule.max_waves=50",
             ),
