@@ -55,7 +55,8 @@ class GroupBuffer:
         taken_B = group_B < self.prompts
         rest = waiting.where(~taken_B)
         batch = waiting.where(taken_B)
-        batch = batch.with_metrics(_metrics(batch, rest, version))
+        stale = {"buffer/stale": float(_count(state["stale"]))} if self.max_age is not None else {}
+        batch = batch.with_metrics(_metrics(batch, rest, version) | stale)
         return batch, state | {"waiting": rest if len(rest) else None, "yielded": _count(state["yielded"]) + len(batch)}
 
     def _without_stale(self, state: dict[str, Memory], version: int) -> dict[str, Memory]:

@@ -48,7 +48,7 @@ def test_groups_older_than_the_limit_are_dropped_and_counted():
     memory = buffer.push(buffer.push(None, wave(1, version=0)), wave(2, version=3))
     batch, memory = buffer.take(memory, version=3)
     assert taken_groups(batch) == [2]
-    assert memory["stale"] == 2
+    assert memory["stale"] == batch.metrics["buffer/stale"] == 2
 
 
 def test_what_a_wave_brought_too_much_is_not_kept_for_a_step_of_other_weights():

@@ -39,7 +39,15 @@ TOLD = {
 """What runs of each method tell of it, beside what every run tells."""
 ALSO = {
     "a_star_po": ("loss", "kl_reference", "scaled_log_ratio", "scaled_log_ratio_square"),
-    "speed": ("buffer/waiting", "buffer/trained", "buffer/age_mean", "buffer/age_max", "correction"),
+    "speed": (
+        "buffer/waiting",
+        "buffer/trained",
+        "buffer/age_mean",
+        "buffer/age_max",
+        "buffer/stale",
+        "screening/expired",
+        "correction",
+    ),
     "grpo_asynchronous": ("stretch/begun", "stretch/resumed_share", "stretch/versions_max", "correction"),
     "pspo": ("importance_weight/raw_max", "importance_weight/mean", "smoothed_stats/drift_mean"),
     "ppo": ("generalised_advantage/explained",),

@@ -83,7 +83,7 @@ class Screening:
             expired = group_count(pending.group_index()) - group_count(young.group_index())
             state |= {"pending": young if len(young) else None, "expired": _whole(state["expired"]) + expired}
             wave = Batch.concat([wave, self._continuations(young, context)]) if len(young) else wave
-        return wave, state
+        return wave.with_metrics({"screening/expired": float(_whole(state["expired"]))}), state
 
     def observe(self, batch: Batch, memory: Memory, context: Context) -> Memory:
         return memory

@@ -137,7 +137,7 @@ def test_accepted_prompts_that_wait_too_long_are_dropped_and_counted():
     machine.version = 3
     wave, memory = machine.sampler.draw(machine.memory, machine.context())
     assert set(wave[PHASE]) == {"screen"}
-    assert memory["expired"] == waiting > 0
+    assert memory["expired"] == wave.metrics["screening/expired"] == waiting > 0
 
 
 def test_a_restart_in_the_middle_goes_on_as_if_nothing_had_happened(tmp_path):
