@@ -29,6 +29,7 @@ from torch.serialization import get_crc32_options, set_crc32_options
 
 from megatron_rl.actor import trust
 from megatron_rl.actor.archived import lying
+from megatron_rl.actor.durable import InPieces
 from megatron_rl.actor.room import alone
 from megatron_rl.actor.side_by_side import side_by_side
 from megatron_rl.reshard.layout import Box, volume
@@ -165,7 +166,7 @@ class _Streamed(SaveShardedStrategy):
 
         def written(number: int) -> list[WriteResult]:
             path = Path(checkpoint_dir, f"{plans[number].storage_data.prefix}0{DEFAULT_SUFFIX}")
-            with path.open("wb") as stream, _unsummed():
+            with BufferedWriter(InPieces(path, "w")) as stream, _unsummed():
                 return [_put(stream, item, self._content(number, item)) for item in plans[number].items]
 
         writer.finish(metadata, side_by_side(written, range(len(plans))))
@@ -178,7 +179,7 @@ class _Streamed(SaveShardedStrategy):
         return alone(self.produce(number, chunk)).view(item.tensor_data.chunk.sizes)
 
 
-def _put(stream: BufferedWriter, item: WriteItem, content: object) -> WriteResult:
+def _put(stream: "BufferedWriter[InPieces]", item: WriteItem, content: object) -> WriteResult:
     """Appends what torch's own writer would, where a mapped file has it in line."""
     at = -(-stream.tell() // ALIGNMENT) * ALIGNMENT
     stream.seek(at)

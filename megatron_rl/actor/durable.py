@@ -6,10 +6,19 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 from megatron_rl.spec.schema import SpecError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+PIECE = 1 << 17
+"""Most bytes that one write should hand over, as `cp` does: for larger ones the system takes larger pages, which a
+virtual machine may have handed back to its host, and waiting for those costs several times what the copy does."""
 
 PAUSE_S = 0.1
 """Between two looks of `flushing` at its folder."""
@@ -76,6 +85,13 @@ def flushing(folder: Path) -> Iterator[None]:
         finally:
             ended.set()
     flushed.result()
+
+
+class InPieces(FileIO):
+    """A file whose writes are short; whoever buffers it writes the rest again."""
+
+    def write(self, content: "ReadableBuffer", /) -> int:
+        return super().write(memoryview(content)[:PIECE])
 
 
 def sync_tree(folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megatron_rl.actor.durable import PIECE
 from megatron_rl.actor.room import touch
 from megatron_rl.reshard.layout import Box
 from megatron_rl.spec.schema import SpecError
@@ -176,7 +177,7 @@ def writing(folder: Path, shard: Shard, contents: Contents) -> Iterator[Callable
 
 def _write_at(descriptor: int, left: memoryview, at: int) -> None:
     while left:
-        written = os.pwrite(descriptor, left, at)
+        written = os.pwrite(descriptor, left[:PIECE], at)
         left, at = left[written:], at + written
 
 

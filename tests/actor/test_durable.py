@@ -1,14 +1,16 @@
 import os
 import queue
+import random
 import threading
 import time
+from io import BufferedWriter
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_rl.actor import durable
-from megatron_rl.actor.durable import flushing, replacing
+from megatron_rl.actor.durable import PIECE, InPieces, flushing, replacing
 from megatron_rl.actor.safetensors_folder import SINGLE
 from megatron_rl.spec.schema import SpecError
 
@@ -111,3 +113,13 @@ def test_a_folder_that_cannot_take_its_place_leaves_nothing_aside(tmp_path):
     with pytest.raises(OSError), replacing(tmp_path / "model") as aside:  # whatever the system says
         (aside / "mine").write_text("1")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_large_write_goes_out_in_pieces_and_arrives_whole(tmp_path):
+    content = random.Random(7).randbytes(2 * PIECE + 5)
+    with InPieces(tmp_path / "raw", "w") as file:
+        assert file.write(content) == PIECE
+    with BufferedWriter(InPieces(tmp_path / "buffered", "w")) as file:
+        file.write(b"head")
+        file.write(memoryview(content))
+    assert (tmp_path / "buffered").read_bytes() == b"head" + content
