@@ -6,13 +6,16 @@ manifest finds damage and no forger, so the names are looked at first.
 
 from __future__ import annotations
 
+import copyreg
 import json
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from pathlib import Path
 
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import WriteItemType
 
 from megatron_rl.actor.pickled import LOADS_BYTES, TENSORS, look_through, look_through_archive
 from megatron_rl.spec.schema import SpecError
@@ -37,6 +40,15 @@ SCALES = TENSORS | {
     LOADS_BYTES,
 }
 """What the state of Transformer Engine's FP8 recipes names."""
+
+
+def _by_value(member: Enum) -> tuple[type[Enum], tuple[object]]:
+    return type(member), (member.value,)
+
+
+# Python 3.11.2 pickles a member as a call of getattr, which could fetch anything; ours are written by value.
+for _kind in (_MEM_FORMAT_ENCODING, WriteItemType):
+    copyreg.pickle(_kind, _by_value)  # type: ignore[arg-type]  # a constructor of their own kind
 
 _BACKENDS = {"sharded_backend": "torch_dist", "common_backend": "torch"}
 
