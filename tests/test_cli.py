@@ -174,15 +174,17 @@ def refuse(path: Path, mutant: Mutant) -> None:
     path.write_text(mutant.text)
     command = [sys.executable, "-m", "megatron_rl.cli", "train", str(path), "--dry-run", *mutant.overrides]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (WRONG, ""), (mutant, done)
+    assert done.returncode == WRONG, (mutant, done)
+    # Where only files are missing, the run is shown before it is refused.
+    assert done.stdout == "" or done.stdout.startswith("run:\n"), (mutant, done)
     lines = done.stderr.splitlines()
     assert 1 <= len(lines) <= 2, (mutant, done)
     assert all(is_sentence(line) for line in lines), (mutant, done)
     assert any(all(said in line for said in mutant.said) for line in lines), (mutant, done)
 
 
-def test_one_in_sixty_of_them_is_refused_by_the_command_too(run, tmp_path):
-    for mutant in list(mutants(run, tmp_path))[::60]:
+def test_one_in_a_hundred_and_fifty_of_them_is_refused_by_the_command_too(run, tmp_path):
+    for mutant in list(mutants(run, tmp_path))[::150]:
         refuse(tmp_path / "run.yaml", mutant)
 
 

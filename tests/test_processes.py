@@ -94,7 +94,13 @@ def curves(folder: Path, *names: str) -> list[list[float]]:
     return [[point[name] for name in names] for point in points if point["kind"] == "step"]
 
 
-@pytest.mark.parametrize("cut", [[TP2], [PP2, APART]], ids=["tp2 on one machine", "pp2 on two machines"])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        pytest.param([TP2], id="tp2 on one machine"),
+        pytest.param([PP2, APART], id="pp2 on two machines", marks=pytest.mark.slow),
+    ],
+)
 def test_the_first_step_s_advantages_are_those_of_one_process_and_the_curves_follow(alone, config, tmp_path, cut):
     cut_run = run(config, tmp_path, *under_ray(*cut))
     first, ours = rollouts(alone, 1), rollouts(cut_run, 1)
