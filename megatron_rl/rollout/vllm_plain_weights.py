@@ -39,7 +39,7 @@ def _plain_experts(
 ) -> None:
     """The weighted sum of what each token's experts make of it; one product an expert."""
     if activation != MoEActivation.SILU or given["expert_map"] is not None or given["apply_router_weight_on_input"]:
-        raise NotImplementedError(
+        raise ValueError(
             f"experts on a CPU are computed with silu, all on every rank, weighted at the end; got {activation.value}."
         )
     hidden_NH, chosen_NK, weight_NK = given["hidden_states"], given["topk_ids"], given["topk_weights"]
