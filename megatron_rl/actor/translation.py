@@ -61,7 +61,9 @@ class Fusion:
             self.written += sum(copy.elements for copy in copies)
             self.padding += sum(map(volume, tensor.zeros))
         if len(copies) == 1 and copies[0].target.box == chunk.box:
-            return bench.source.whole(copies[0].source.key.name)[slices(copies[0].source.box)]
+            part = bench.source.whole(copies[0].source.key.name)[slices(copies[0].source.box)]
+            if part.is_contiguous():
+                return part
         target = bench.room(extent(chunk.box), self.dtype)
         for copy in copies:
             whole = bench.source.whole(copy.source.key.name)
