@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 # One thread a process: tests start several processes, and small tensors gain nothing from more.
 export OMP_NUM_THREADS ?= 1
 PYTEST_ARGS ?=
-# Tests share the machine: one file a worker at a time, since fixtures are dear; more workers than this only wait.
-PYTEST_WORKERS ?= 2
+# Three, since many tests wait for processes that they started.
+PYTEST_WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help install test test-slow quickstart check vllm-cpu docs clean
@@ -18,7 +18,7 @@ help: ## this list
 install: $(VENV)/installed ## the virtual environment, without running anything
 
 test: install ## the test suite
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: install ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,16 @@ NEEDS = {
 
 LONG = ("slurm/test_jobs", "test_processes", "test_combinations", "test_configs", "actor/test_conversion")
 """Files that take longest come first: begun last, one of them would keep a single worker busy at the end."""
+RAY = (
+    "tests/slurm/",
+    "tests/cluster/",
+    "tests/test_processes.py",
+    "tests/test_groups_elsewhere.py",
+    "tests/test_ahead_of_ranks.py",
+    "tests/test_chaos.py",
+)
+"""What starts Ray does so one after the other: Ray gives each of its own processes 26 seconds to begin, and gives up
+where several of it start on two busy cores."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,6 +56,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, reason in absent.items():
             if item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:  # xdist has no types
+    """A worker takes whole files, since fixtures are dear, and one takes all that start Ray."""
+    from xdist.scheduler import LoadFileScheduling  # only there where this hook is called
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "Ray" if nodeid.startswith(RAY) else super()._split_scope(nodeid)
+
+    return Files(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
