@@ -21,7 +21,7 @@ from megatron_rl.reshard.megatron import Parallelism, megatron_layout
 from megatron_rl.reshard.names import Modules
 from megatron_rl.reshard.placement import split
 from megatron_rl.reshard.plan import ReshardPlan, plan
-from megatron_rl.reshard.ring import CudaIpcWire, SharedMemoryWire, memory_folder
+from megatron_rl.reshard.ring import CudaIpcWire, SharedMemoryWire, give_up, sweep
 from megatron_rl.reshard.transport import Exchange, Parameters, Sources, Wire
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -106,10 +106,13 @@ class Delivery:
         wire = self._open(parameters, len(self.plan.source.ranks))
         return Exchange(plan=self.plan, wire=wire, targets=parameters, dtype=DTYPES[self.dtype], verify=self.verify)
 
+    def give_up(self) -> None:
+        """Processes of this machine that wait at an end of the wire stop waiting."""
+        give_up(self.key)
+
     def sweep(self) -> None:
         """Removes what killed receivers left of the wire in memory."""
-        for path in memory_folder().glob(f"{self.key}-*.ring"):
-            path.unlink(missing_ok=True)
+        sweep(self.key)
 
     def to_plain(self) -> dict[str, object]:
         """As JSON writes it."""

@@ -25,6 +25,10 @@ class TransferError(RuntimeError):
     """What arrived is not what was sent for this version: the target's weights are unusable until a sync succeeds."""
 
 
+class ReceiverLost(TransferError):
+    """A process that received was lost in the sync. Another takes its place: the version can be sent once more."""
+
+
 class Header(NamedTuple):
     """Says which bucket this is. Eight numbers of eight bytes."""
 

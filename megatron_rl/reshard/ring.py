@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,10 +27,43 @@ _NOTE = 512
 """Where the first page keeps the handle of slots that lie elsewhere."""
 
 
+OVER_PAUSE_S = 1e-3
+"""Waits whose pauses have grown to this look whether the sync was given up."""
+
+
 def memory_folder() -> Path:
     """Where files are memory: /dev/shm on Linux, else the folder for temporary files."""
     shm = Path("/dev/shm")
     return shm if os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def give_up(key: str, folder: Path | None = None) -> None:
+    """Whoever waits on this machine for an end of the wire of this key stops: a process at its ends was lost."""
+    _over(key, folder).touch()
+
+
+def sweep(key: str, folder: Path | None = None) -> None:
+    """Removes what killed processes left of this wire, and that it was given up."""
+    for path in (folder or memory_folder()).glob(f"{key}-*.ring"):
+        path.unlink(missing_ok=True)
+    _over(key, folder).unlink(missing_ok=True)
+
+
+def _over(key: str, folder: Path | None) -> Path:
+    return (folder or memory_folder()) / f"{key}.over"
+
+
+class _Patience(NamedTuple):
+    """How long one end waits for the other."""
+
+    deadline: float
+    over: Path
+
+    def check(self, late: str) -> None:
+        if self.over.exists():
+            raise TransferError(f"the sync was given up, since a process at its ends was lost ({late}).")
+        if time.monotonic() > self.deadline:
+            raise TransferError(f"{late}; the other side died or is stuck.")
 
 
 class _Ring:
@@ -44,11 +77,11 @@ class _Ring:
         self.note = memoryview(self._map)[_NOTE:PAGE]
         self.slots: Tensor = torch.frombuffer(self._map, dtype=torch.uint8)[PAGE:]
 
-    def wait(self, ready: Callable[[], bool], what: str, deadline: float) -> None:
+    def wait(self, ready: Callable[[], bool], what: str, patience: _Patience) -> None:
         pause = 0.0
         while not ready():
-            if time.monotonic() > deadline:
-                raise TransferError(f"waited too long for {what} in {self.path.name}; the other side died or is stuck.")
+            if pause >= OVER_PAUSE_S:
+                patience.check(f"waited too long for {what} in {self.path.name}")
             time.sleep(pause)
             pause = min(1e-3, pause + 1e-5)
 
@@ -65,25 +98,25 @@ class SharedMemoryWire:
     ) -> None:
         self.bucket_bytes = slot_bytes
         self._key, self._folder, self._slots, self._timeout_s = key, folder or memory_folder(), slots, timeout_s
+        self._over = _over(key, folder)
         self._rings: dict[Pair, _Ring] = {}
         self._own: list[Path] = []
 
     def send(self, pair: Pair, size: int, fill: Callable[[Tensor], None]) -> None:
         """Sends the `size` bytes that `fill` writes."""
-        deadline = time.monotonic() + self._timeout_s
-        ring = self._rings.get(pair) or self._join(pair, deadline)
+        patience = self._patience
+        ring = self._rings.get(pair) or self._join(pair, patience)
         turn = ring.state[_WRITTEN]
-        ring.wait(lambda: turn - ring.state[_READ] < ring.state[_SLOTS], "an empty slot", deadline)
+        ring.wait(lambda: turn - ring.state[_READ] < ring.state[_SLOTS], "an empty slot", patience)
         fill(ring.slot(turn, size))
         self._settle()
         ring.state[_WRITTEN] = turn + 1
 
     def receive(self, pair: Pair, size: int, take: Callable[[Tensor], None]) -> None:
         """Hands `take` the next `size` bytes."""
-        deadline = time.monotonic() + self._timeout_s
         ring = self._rings.get(pair) or self._make(pair)
         turn = ring.state[_READ]
-        ring.wait(lambda: ring.state[_WRITTEN] > turn, "a bucket", deadline)
+        ring.wait(lambda: ring.state[_WRITTEN] > turn, "a bucket", self._patience)
         take(ring.slot(turn, size))
         self._settle()
         ring.state[_READ] = turn + 1
@@ -97,6 +130,10 @@ class SharedMemoryWire:
         for path in self._own:
             path.unlink(missing_ok=True)
         self._own.clear()
+
+    @property
+    def _patience(self) -> _Patience:
+        return _Patience(time.monotonic() + self._timeout_s, self._over)
 
     def _path(self, pair: Pair) -> Path:
         return self._folder / f"{self._key}-{pair.sender}-{pair.receiver}.ring"
@@ -117,14 +154,13 @@ class SharedMemoryWire:
         self._rings[pair] = ring
         return ring
 
-    def _join(self, pair: Pair, deadline: float) -> _Ring:
+    def _join(self, pair: Pair, patience: _Patience) -> _Ring:
         path, size = self._path(pair), PAGE + self._file_bytes()
         while not path.exists() or path.stat().st_size < size:
-            if time.monotonic() > deadline:
-                raise TransferError(f"rank {pair.receiver} did not open {path.name} in {self._timeout_s} s; is it up?")
+            patience.check(f"rank {pair.receiver} did not open {path.name} in {self._timeout_s} s")
             time.sleep(1e-3)
         ring = _Ring(path, self._file_bytes())
-        ring.wait(lambda: ring.state[_READY] == 1, "the receiver", deadline)
+        ring.wait(lambda: ring.state[_READY] == 1, "the receiver", patience)
         if ring.state[_SLOT_BYTES] != self.bucket_bytes:
             raise LayoutError(
                 f"the receiver's slots have {ring.state[_SLOT_BYTES]} bytes, the sender's {self.bucket_bytes}; "

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from megatron_rl.reshard.delivery import Delivery
-from megatron_rl.reshard.digest import TransferError
+from megatron_rl.reshard.digest import ReceiverLost, TransferError
 from megatron_rl.reshard.transport import Exchange, Sources, SyncReport
+
+TIMES = 3
+"""How often a version is sent, where receivers are lost in the sync, before the run ends."""
 
 
 @dataclass(kw_only=True)
@@ -56,16 +62,13 @@ class DeliverySync:
     _sending: tuple[Delivery, Exchange] | None = None
 
     def publish(self, version: int) -> int:
-        delivery = self.engine.begin(version)
-        try:
-            self.send(delivery, version)
-        except TransferError:
-            # A receiver that died or refused says why, which this end can only guess.
-            self.engine.finish(version)
-            raise
-        self.reports = [self.engine.finish(version)]
+        self.reports = [sent_until_received(lambda: self._publish(version))]
         self.engine.serve(version)
         return version
+
+    def _publish(self, version: int) -> SyncReport:
+        delivery = self.engine.begin(version)
+        return sent_and_received(lambda: self.send(delivery, version), lambda: self.engine.finish(version))
 
     def send(self, delivery: Delivery, version: int) -> None:
         """Sends every rank's part; the wire stays open for the next version over the same delivery."""
@@ -76,6 +79,41 @@ class DeliverySync:
     @property
     def metrics(self) -> Mapping[str, float]:
         return {name: value for report in self.reports for name, value in report_metrics(report).items()}
+
+
+def beside(receive: Callable[[], SyncReport]) -> Future[SyncReport]:
+    """Runs beside the caller. A daemon, so that a wait for processes that are gone keeps no process from ending."""
+    future: Future[SyncReport] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(receive())
+        except BaseException as error:  # noqa: BLE001  # given to whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="receive", daemon=True).start()
+    return future
+
+
+def sent_and_received(send: Callable[[], None], receive: Callable[[], SyncReport]) -> SyncReport:
+    """What was received while it was sent. A receiver that died or refused says why, which a sender can only guess."""
+    received = beside(receive)
+    try:
+        send()
+    except TransferError:
+        received.result()
+        raise
+    return received.result()
+
+
+def sent_until_received(publish: Callable[[], SyncReport]) -> SyncReport:
+    """Publishes once more where a receiver was lost: another takes its place, and nothing has been served yet."""
+    for _ in range(TIMES - 1):
+        try:
+            return publish()
+        except ReceiverLost as error:
+            print(f"{error}\nIt is sent once more, to the process that takes its place.", file=sys.stderr, flush=True)
+    return publish()
 
 
 def report_metrics(report: SyncReport) -> dict[str, float]:

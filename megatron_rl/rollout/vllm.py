@@ -85,6 +85,9 @@ class Vllm:
     silence_s: Annotated[float, Gt(0)] = 300.0
     """A group that has requests and says nothing for so long is ended and replaced."""
 
+    heartbeat_s: Annotated[float, Ge(1)] = 10.0
+    """How often a group at work must show that its processes run; one that misses two is ended and replaced."""
+
     start_s: Annotated[float, Gt(0)] = 600.0
     """How long a group may take to start."""
 
@@ -125,6 +128,7 @@ class Vllm:
             memory_share=self.memory_share,
             may_sleep=self.sleep,
             needs_text=bool(vocabulary.stop),
+            heartbeat_s=self.heartbeat_s,
         )
         terms = Terms(
             tp=self.tp,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import select
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from megatron_rl.reshard.delivery import Delivery, Source
-from megatron_rl.reshard.digest import TransferError, Verify
+from megatron_rl.reshard.digest import ReceiverLost, TransferError, Verify
+from megatron_rl.reshard.sync import sent_and_received
 from megatron_rl.reshard.transport import SyncReport
-from megatron_rl.rollout.vllm_group import CoreOrder, Group, GroupLost
+from megatron_rl.rollout.vllm_group import LISTEN_S, CoreOrder, Group, GroupLost
 from megatron_rl.rollout.vllm_host import Post, Seat
 
+OWN_S = 10.0
+"""How long groups may take to say what became of them, beyond what they wait for."""
 Send = Callable[[Delivery, int], None]
 """Sends the actor's weights, as they are now, under this version."""
 
@@ -61,6 +66,7 @@ class Fleet:
     delivery: Delivery | None = None
     berths: list[Berth] = field(default_factory=list)
     restarts: int = 0
+    _given_up: Delivery | None = None
 
     def start(self, seats: Sequence[Seat] = ()) -> None:
         """Starts every group at its seat, or where its post says on this machine, and waits for none."""
@@ -80,30 +86,29 @@ class Fleet:
         """Every group now waits for this version, over the delivery that comes back."""
         if not self.berths:
             self.start()
-        for place, berth in enumerate(self.berths):
-            if berth.is_lost or berth.group.process.poll() is not None:
-                self.replace(place)
+        self._sweep()
+        self._replace_lost()
         for berth in self.berths:
             self._await_start(berth)
             berth.version = -1
         if self.delivery is None:
-            self.delivery = self._deliver_to(self.berths)
+            self.delivery = self._opened(version)
         for berth in self.berths:
             berth.group.say({"do": "receive", "version": version})
         return self.delivery
 
     def finish(self, version: int) -> SyncReport:
-        """Returns when every group has the version; TransferError, after which none serves, where one has not."""
-        reports, problems = [], []
-        for berth in self.berths:
-            try:
-                reports += self._received(berth, version)
-            except GroupLost as error:
-                problems.append(str(error))
-        if problems:
-            self._forget_delivery()
-            raise TransferError(f"version {version} did not reach every group: {'; '.join(problems)}")
-        return SyncReport.combined(reports)
+        """Returns when every group has the version; TransferError, after which none serves, where one has not.
+
+        Where one is lost the others and whoever sends stop waiting, and another is started in its place.
+        """
+        assert self.delivery is not None, "a version is awaited before its sync has begun"
+        try:
+            return self._receive(self.berths, self.delivery, version)
+        except TransferError:
+            self._given_up, self.delivery = self.delivery, None
+            self._replace_lost()
+            raise
 
     def replace(self, place: int) -> None:
         """Ends the group in this place and starts another, which is not waited for."""
@@ -118,22 +123,34 @@ class Fleet:
         if self.send is None:
             return False
         berth = self.berths[place]
-        delivery = self._deliver_to([berth])
+        delivery, send = self._deliver_to([berth]), self.send
         berth.group.say({"do": "receive", "version": version})
-        self.send(delivery, version)
-        self._received(berth, version)
-        delivery.sweep()
+        try:
+            sent_and_received(lambda: send(delivery, version), lambda: self._receive([berth], delivery, version))
+        finally:
+            delivery.sweep()
         return True
 
     def close(self) -> None:
-        """Ends every group."""
+        """Ends every group; one that still waits for weights stops waiting."""
+        if self.delivery is not None:
+            self.delivery.give_up()
+        for berth in self.berths:
+            berth.group.part()
+        ends = time.monotonic() + OWN_S
         for berth in self.berths:
             if berth.group.is_ready:
-                berth.group.close()
+                berth.group.close(max(0.0, ends - time.monotonic()))
             else:
                 berth.group.kill()
         self._forget_delivery()
+        self._sweep()
         self.berths.clear()
+
+    def _replace_lost(self) -> None:
+        for place, berth in enumerate(self.berths):
+            if berth.is_lost or berth.group.is_gone or berth.group.process.poll() is not None:
+                self.replace(place)
 
     def _await_start(self, berth: Berth) -> None:
         if not berth.group.is_ready:
@@ -163,13 +180,55 @@ class Fleet:
             berth.group.wait("opened", terms.sync_s)
         return delivery
 
-    def _received(self, berth: Berth, version: int) -> list[SyncReport]:
+    def _opened(self, version: int) -> Delivery:
+        try:
+            return self._deliver_to(self.berths)
+        except GroupLost as error:
+            if not any(berth.group.is_gone for berth in self.berths):
+                raise
+            raise ReceiverLost(f"version {version} could not be announced: {error}") from None
+
+    def _receive(self, berths: Sequence[Berth], delivery: Delivery, version: int) -> SyncReport:
+        reports, problems, waiting = list[SyncReport](), list[str](), list(berths)
         # Longer than either end of the wire waits for the other, so that their own sentence comes first.
-        plain: list[dict[str, Any]] = berth.group.wait("received", self.terms.sync_s + 10)["reports"]
-        berth.version = version
-        return [SyncReport(**report) for report in plain]
+        ends = time.monotonic() + self.terms.sync_s + OWN_S
+        while waiting and time.monotonic() < ends:
+            select.select([berth.group.wire for berth in waiting], [], [], LISTEN_S)
+            for berth in list(waiting):
+                try:
+                    told = _received(berth, version)
+                except GroupLost as error:
+                    problems.append(str(error))
+                    delivery.give_up()
+                    ends, told = min(ends, time.monotonic() + OWN_S), []
+                if told is not None:
+                    reports += told
+                    waiting.remove(berth)
+        for berth in waiting:
+            berth.group.is_gone = True
+            problems.append(f"{berth.post.name} did not say in time that it has it")
+            delivery.give_up()
+        if not problems:
+            return SyncReport.combined(reports)
+        kind = ReceiverLost if any(berth.group.is_gone for berth in berths) else TransferError
+        raise kind(f"version {version} did not reach every group: {'; '.join(problems)}")
 
     def _forget_delivery(self) -> None:
         if self.delivery is not None:
             self.delivery.sweep()
         self.delivery = None
+
+    def _sweep(self) -> None:
+        """What was given up stays so until nobody can be waiting for it."""
+        if self._given_up is not None:
+            self._given_up.sweep()
+        self._given_up = None
+
+
+def _received(berth: Berth, version: int) -> list[SyncReport] | None:
+    """What its workers say of this version, None where they say nothing yet."""
+    if (line := berth.group.answer("received", 0.0)) is None:
+        return None
+    berth.version = version
+    plain: list[dict[str, Any]] = line["reports"]
+    return [SyncReport(**report) for report in plain]

@@ -15,8 +15,14 @@ from typing import Any, Final
 from megatron_rl.rollout.vllm_host import Here, Host, Post, Running, end
 
 HERE: Final = Here()
+ALIVE: Final = "alive"
+"""What a group at work says beside its work."""
+LISTEN_S: Final = 0.2
+"""How long a silence is listened to before the clocks are looked at."""
 SAY_S: Final = 30.0
 """How long a group may take to listen."""
+MISSED: Final = 2
+"""Heartbeats without a sign of life after which a group at work is lost."""
 QUOTED_LINES: Final = 12
 """Last lines of a group's log that its death is explained by."""
 QUOTED_CHARACTERS: Final = 200
@@ -42,6 +48,8 @@ class CoreOrder:
     may_sleep: bool
     needs_text: bool
     """Whether stop texts are looked for, for which vLLM needs the tokenizer."""
+    heartbeat_s: float = 10.0
+    """How often a group at work must show that its processes run; it does so more often."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -52,16 +60,22 @@ class Group:
     host: Host
     process: Running
     wire: socket.socket
+    heartbeat_s: float
     heard: bytearray = field(default_factory=bytearray)
     is_ready: bool = False
+    is_gone: bool = False
+    """Whether it died, or said nothing for too long: it is of no more use."""
     last_heard: float = 0.0
+    """When it last said something of its work."""
+    last_beat: float = 0.0
+    """When it last said anything."""
 
     @staticmethod
     def start(post: Post, order: CoreOrder, host: Host = HERE) -> Group:
         """Starts the process and hands it its order; it says 'ready' when it can be spoken to."""
         process, ours = host.start(post.name, post.launch())
-        group = Group(post=post, host=host, process=process, wire=ours, last_heard=time.monotonic())
         ours.settimeout(SAY_S)
+        group = Group(post=post, host=host, process=process, wire=ours, heartbeat_s=order.heartbeat_s)
         group.say(asdict(order))
         return group
 
@@ -71,7 +85,7 @@ class Group:
 
     def say(self, command: dict[str, Any]) -> None:
         """Sends a command; a group that is gone is told by its silence."""
-        self.last_heard = time.monotonic()
+        self.last_heard = self.last_beat = time.monotonic()
         with suppress(OSError):
             self.wire.sendall(json.dumps(command).encode() + b"\n")
 
@@ -82,35 +96,61 @@ class Group:
         except OSError:
             data = b""
         if not data:
+            self.is_gone = True
             raise GroupLost(f"{self.post.name} died{self._last_words()}")
-        self.last_heard = time.monotonic()
+        self.last_beat = time.monotonic()
         self.heard += data
         while b"\n" in self.heard:
             line, _, self.heard = self.heard.partition(b"\n")
-            yield json.loads(line)
+            said: dict[str, Any] = json.loads(line)
+            if said["said"] != ALIVE:
+                self.last_heard = self.last_beat
+                yield said
 
     def wait(self, said: str, timeout_s: float) -> dict[str, Any]:
         """The line that answers a command; GroupLost where another or none comes in time."""
         ends = time.monotonic() + timeout_s
-        while (left := ends - time.monotonic()) > 0:
-            if not select.select([self.wire], [], [], left)[0]:
-                continue
-            for line in self.read():
-                if line["said"] == said:
-                    return line
-                if line["said"] == "failed":
-                    raise GroupLost(f"{self.post.name} could not {line['what']}: {line['why']}")
-        raise GroupLost(f"{self.post.name} did not say '{said}' within {timeout_s:g} s{self._last_words()}")
+        while (line := self.answer(said, LISTEN_S)) is None:
+            if time.monotonic() > ends:
+                self.is_gone = True
+                raise GroupLost(f"{self.post.name} did not say '{said}' within {timeout_s:g} s{self._last_words()}")
+        return line
+
+    def answer(self, said: str, listen_s: float) -> dict[str, Any] | None:
+        """The line that answers a command, None where none came so far; GroupLost where none will."""
+        if not select.select([self.wire], [], [], listen_s)[0]:
+            self.check_alive()
+            return None
+        for line in self.read():
+            if line["said"] == said:
+                return line
+            if line["said"] == "failed":
+                raise GroupLost(f"{self.post.name} could not {line['what']}: {line['why']}")
+        return None
+
+    def check_alive(self) -> None:
+        """GroupLost where a group at work was not heard of for two heartbeats; one that starts may be deaf for long."""
+        silence = time.monotonic() - self.last_beat
+        is_deaf = self.is_ready and silence > MISSED * self.heartbeat_s
+        if is_deaf and not select.select([self.wire], [], [], 0)[0]:  # what it said may lie unread
+            self.is_gone = True
+            raise GroupLost(
+                f"{self.post.name} missed two heartbeats of {self.heartbeat_s:g} s and was ended{self._last_words()}"
+            )
 
     def kill(self) -> None:
         """Ends the process and its workers, and waits for it; what they shared memory by goes with them."""
         self.host.end(self.process, end)
         self.wire.close()
 
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Lets it end by itself, so that it removes what it made; then kills what is left."""
+    def part(self) -> None:
+        """Tells it that nobody speaks to it any more."""
         with suppress(OSError):
             self.wire.shutdown(socket.SHUT_RDWR)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Lets it end by itself, so that it removes what it made; then kills what is left."""
+        self.part()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout_s)
         self.kill()

@@ -12,15 +12,21 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
+import psutil
+
 from megatron_rl.rollout.vllm_core import Core, Wrote
-from megatron_rl.rollout.vllm_group import CoreOrder
+from megatron_rl.rollout.vllm_group import ALIVE, CoreOrder
 from megatron_rl.rollout.vllm_host import shared_memory
 
+BEATS: Final = 4
+"""Signs of life a heartbeat."""
 TELL_S: Final = 0.2
 """How often the driver is told what was written, or that this process is alive."""
 
@@ -31,6 +37,9 @@ class Line:
     def __init__(self, wire: socket.socket) -> None:
         self.wire = wire
         self.heard = bytearray()
+        self.is_awaited = False
+        """Whether the driver waits for something to be said."""
+        self._saying = threading.Lock()
 
     def is_waiting(self) -> bool:
         """Whether something came that was not read."""
@@ -47,7 +56,21 @@ class Line:
         return found
 
     def say(self, said: str, **facts: object) -> None:
-        self.wire.sendall(json.dumps({"said": said, **facts}).encode() + b"\n")
+        data = json.dumps({"said": said, **facts}).encode() + b"\n"
+        with self._saying:
+            self.wire.sendall(data)
+
+    def beat(self, every_s: float) -> None:
+        """Says, as long as it is listened to, that every process of the group runs; a worker that was stopped does not.
+
+        What nobody reads would fill the line, so nothing is said while the driver waits for nothing.
+        """
+        own = psutil.Process()
+        with suppress(OSError):  # the driver is gone
+            while True:
+                time.sleep(every_s)
+                if self.is_awaited and not any(map(_is_stopped, own.children(recursive=True))):
+                    self.say(ALIVE)
 
 
 class Post:
@@ -65,9 +88,11 @@ class Post:
                 command = self.line.read()
                 if command is None:
                     return
+                self.line.is_awaited = True
                 self._obey(command)
             if self.core.is_busy:
                 self._tell(self.core.step())
+            self.line.is_awaited = self.core.is_busy
 
     def _obey(self, command: Mapping[str, Any]) -> None:
         wanted = {name: value for name, value in command.items() if name != "do"}
@@ -105,6 +130,13 @@ class Post:
             self.untold, self.told = [], time.monotonic()
 
 
+def _is_stopped(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
+
+
 def main(descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as wire:
         line = Line(wire)
@@ -113,6 +145,7 @@ def main(descriptor: int) -> None:
             return
         core = Core(CoreOrder(**order))
         line.say("ready")
+        threading.Thread(target=line.beat, args=(order["heartbeat_s"] / BEATS,), name="beat", daemon=True).start()
         Post(core, line).serve()
         core.close()
     # The group's workers are in this session and have nobody left to answer to, nor time to tidy up.

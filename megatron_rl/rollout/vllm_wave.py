@@ -11,11 +11,8 @@ from typing import Any
 from megatron_rl.ops.noise import fold
 from megatron_rl.reshard.digest import TransferError
 from megatron_rl.rollout.vllm_fleet import Berth, Fleet
-from megatron_rl.rollout.vllm_group import GroupLost
+from megatron_rl.rollout.vllm_group import LISTEN_S, GroupLost
 from megatron_rl.rollout.vllm_ledger import Ledger
-
-LISTEN_S = 0.2
-"""How long a silence is listened to before the clocks are looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +105,11 @@ class Wave:
                 self._lose(place, f"{berth.post.name} was not ready {silence:.0f} s after it was started")
             elif self.ledger.held(place) and silence > self.patience.silence_s:
                 self._lose(place, f"{berth.post.name} said nothing for {silence:.1f} s and was ended")
+            elif self.ledger.held(place):
+                try:
+                    berth.group.check_alive()
+                except GroupLost as error:
+                    self._lose(place, str(error))
 
     def _lose(self, place: int, why: str) -> None:
         """Takes the group's requests back and starts another in its place, unless it never got as far as starting."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -83,6 +84,10 @@ class Script:
                 self.say("aborted")
             case "open":
                 self.say("opened")
+            case "receive" if self.fault == "dies receiving once" and self.is_first():
+                os._exit(3)
+            case "receive" if self.fault == "is stopped receiving once" and self.is_first():
+                os.kill(os.getpid(), signal.SIGSTOP)
             case "receive" if self.fault == "receives nothing":
                 self.say("failed", what="receive", why="TransferError: digest is 1 where 2 was due")
             case "receive":

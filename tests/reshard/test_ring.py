@@ -8,7 +8,7 @@ import torch
 from megatron_rl.reshard.buckets import Pair
 from megatron_rl.reshard.digest import TransferError
 from megatron_rl.reshard.layout import LayoutError
-from megatron_rl.reshard.ring import CudaIpcWire, SharedMemoryWire, memory_folder
+from megatron_rl.reshard.ring import CudaIpcWire, SharedMemoryWire, give_up, memory_folder, sweep
 from megatron_rl.reshard.transport import Exchange
 from tests import ranks
 from tests.reshard.exchanges import differing, exchange, on_gpu, parameters, plan_of, send_over_cuda_ipc
@@ -48,6 +48,16 @@ def test_a_sender_waits_for_a_slot_and_a_receiver_for_a_bucket_and_neither_forev
 def test_a_sender_whose_receiver_never_came_says_so(tmp_path):
     with pytest.raises(TransferError, match=r"rank 1 did not open run-0-1\.ring"):
         SharedMemoryWire("run", tmp_path, timeout_s=0.02).send(PAIR, 8, ignore)
+
+
+def test_nobody_waits_at_a_wire_that_was_given_up(tmp_path):
+    give_up("run", tmp_path)
+    wire = SharedMemoryWire("run", tmp_path, slot_bytes=64, timeout_s=600.0)
+    for wait in (wire.send, wire.receive):
+        with pytest.raises(TransferError, match="the sync was given up, since a process at its ends was lost"):
+            wait(PAIR, 8, ignore)
+    sweep("run", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_both_sides_must_have_slots_of_one_size(tmp_path):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from megatron_rl.reshard.delivery import Cut, Source
-from megatron_rl.reshard.digest import TransferError
-from megatron_rl.reshard.sync import DeliverySync, InProcessSync, report_metrics
+from megatron_rl.reshard.digest import ReceiverLost, TransferError
+from megatron_rl.reshard.sync import TIMES, DeliverySync, InProcessSync, report_metrics
 from megatron_rl.reshard.transport import Exchange, SyncReport
 from tests.reshard import by_hand
 from tests.reshard.exchanges import SHAPE, checkpoint, differing, parameters, plan_of
@@ -38,21 +38,29 @@ def test_a_report_becomes_metrics():
 
 
 class Elsewhere:
-    """An engine whose worker receives when it is asked to finish; `breaks` makes it refuse."""
+    """An engine whose worker receives when it is asked to finish; `breaks` makes it refuse, `losses` die so often."""
 
-    def __init__(self, breaks=False):
-        route = delivery(tp=2, replicas=1, timeout_s=10.0)
-        self.delivery, self.breaks, self.served = route, breaks, []
+    def __init__(self, breaks=False, losses=0):
+        route = delivery(tp=2, replicas=1, timeout_s=60.0)
+        self.delivery, self.breaks, self.losses, self.served = route, breaks, losses, []
         self.tensors = {rank: tensors(route.plan.target, rank) for rank in range(2)}
 
     def begin(self, version):
+        self.delivery.sweep()
+        if self.losses:
+            return self.delivery
         self.pool = ThreadPoolExecutor(2)
         ends = [self.delivery.receiving({rank: self.tensors[rank]}) for rank in range(2)]
         self.running = [self.pool.submit(end.run, version) for end in ends]
         return self.delivery
 
     def finish(self, version):
+        if self.losses:
+            self.losses -= 1
+            self.delivery.give_up()
+            raise ReceiverLost("group 0 died")
         if self.breaks:
+            self.delivery.give_up()
             raise TransferError("group 0 died")
         return SyncReport.combined(one.result() for one in self.running)
 
@@ -87,4 +95,19 @@ def test_a_version_that_an_engine_elsewhere_did_not_get_is_not_served():
     with pytest.raises(TransferError, match="group 0 died"):
         sync.publish(1)
     assert engine.served == []
+    engine.delivery.sweep()
+
+
+@pytest.mark.parametrize("losses", [1, TIMES])
+def test_a_version_is_sent_again_where_a_receiver_was_lost_but_not_for_ever(losses, capsys):
+    engine = Elsewhere(losses=losses)
+    sync = DeliverySync(engine=engine, parameters=one_rank(engine)[0])
+    if losses < TIMES:
+        assert sync.publish(1) == 1
+        assert engine.served == [1]
+    else:
+        with pytest.raises(ReceiverLost, match="group 0 died"):
+            sync.publish(1)
+        assert engine.served == []
+    assert "group 0 died\nIt is sent once more" in capsys.readouterr().err
     engine.delivery.sweep()

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_rl.reshard.digest import TransferError
+from megatron_rl.reshard.digest import ReceiverLost, TransferError
+from megatron_rl.reshard.ring import memory_folder
 from tests.rollout.scripted import SOURCE, open_fleet
 
 
@@ -41,6 +42,26 @@ def test_a_version_that_does_not_arrive_is_held_by_nobody_who_says_so(tmp_path):
         fleet.finish(1)
     assert fleet.berths[0].version == -1
     assert fleet.begin(2).key != first.key
+    fleet.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [("dies receiving once", r"vLLM group \d died"), ("is stopped receiving once", r"vLLM group \d missed two heart")],
+)
+def test_a_group_lost_in_a_sync_ends_it_for_all_at_once_and_another_takes_its_place(tmp_path, fault, why):
+    fleet = open_fleet(tmp_path, fault, groups=2)
+    over = memory_folder() / f"{fleet.begin(1).key}.over"
+    for berth in fleet.berths:
+        berth.group.heartbeat_s = 0.5
+    with pytest.raises(ReceiverLost, match=f"version 1 did not reach every group: {why}"):
+        fleet.finish(1)
+    assert over.exists(), "senders may not have looked yet"
+    assert fleet.restarts == 1
+    fleet.begin(1)
+    fleet.finish(1)
+    assert [berth.version for berth in fleet.berths] == [1, 1]
+    assert not over.exists()
     fleet.close()
 
 
