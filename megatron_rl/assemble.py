@@ -22,6 +22,7 @@ from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.memory import read_memory
 from megatron_rl.buffer import GroupBuffer
 from megatron_rl.cluster.settings import ClusterSettings
+from megatron_rl.data.fingerprint import model_fingerprint
 from megatron_rl.data.prompts import DataSettings, Omitted, PromptSet
 from megatron_rl.data.tokenizer import Tokenizer, decoder, load_tokenizer
 from megatron_rl.data.values import read_values
@@ -114,10 +115,11 @@ def replayed(spec: RunSpec, part: str, rollouts: Path, checkpoints: Path, step: 
 
 
 def value_fingerprint(spec: RunSpec) -> dict[str, object]:
-    """What the rewards of a value run depend on."""
-    plain, data = spec.plain, _settings(spec, "data", DataSettings)
+    """What the rewards of a value run depend on, and the folders that the model was read from."""
+    plain, data, model = spec.plain, _settings(spec, "data", DataSettings), _settings(spec, "model", ModelSettings)
     asked = {"chat": data.chat, "system": data.system, "template": data.template}
-    return {"model": plain["model"], "sampling": plain["sampling"], "reward": plain["reward"], "prompt": asked}
+    made = {"model": plain["model"], "sampling": plain["sampling"], "reward": plain["reward"], "prompt": asked}
+    return made | model_fingerprint(model.folder, model.reference or model.folder)
 
 
 def close(run: Run, reason: str) -> None:
