@@ -8,6 +8,7 @@ Collecting ahead adds rules of its own, since two threads then work at the same 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from megatron_rl.batch.columns import ADVANTAGE, DICTIONARY, SAMPLER_LOGPROBS, Column
 from megatron_rl.pipeline import slot_of
@@ -19,13 +20,18 @@ LEARNING, COLLECTING = ("actor", "critic"), ("engine", "judge")
 """Machines that are busy while the actor learns, and while rollouts are written."""
 
 
-def check_combination(
-    sampler: tuple[str, Sampler],
-    collect: Sequence[tuple[str, Stage]],
-    learn: Sequence[tuple[str, Stage]],
-    objective: tuple[str, Objective],
-) -> list[str]:
+class Chosen(NamedTuple):
+    """What a configuration chose of each seam that a loss is made with, under its names."""
+
+    sampler: tuple[str, Sampler]
+    collect: Sequence[tuple[str, Stage]]
+    learn: Sequence[tuple[str, Stage]]
+    objective: tuple[str, Objective]
+
+
+def check_combination(chosen: Chosen) -> list[str]:
     """One sentence for every pair that cannot be right together; empty when all fit."""
+    sampler, collect, learn, objective = chosen
     return [
         *_disagreements((sampler, *collect, *learn, objective)),
         *_overwritten((*collect, *learn)),
@@ -34,13 +40,9 @@ def check_combination(
     ]
 
 
-def check_ahead(
-    sampler: tuple[str, Sampler],
-    collect: Sequence[tuple[str, Stage]],
-    learn: Sequence[tuple[str, Stage]],
-    objective: tuple[str, Objective],
-) -> list[str]:
+def check_ahead(chosen: Chosen) -> list[str]:
     """One sentence for all that cannot be while rollouts are written ahead; empty when everything can."""
+    sampler, collect, learn, objective = chosen
     return [
         *_busy("collect", collect, LEARNING, "which learns at that time"),
         *_busy("learn", learn, COLLECTING, "which is at work on later rollouts at that time"),

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
 
 from megatron_rl.batch.columns import REFERENCE_REWARDS
-from megatron_rl.combining import check_ahead, check_combination
+from megatron_rl.combining import Chosen, check_ahead, check_combination
 from megatron_rl.pipeline import check_wiring
 from megatron_rl.ports import Sampler, Stage
 from megatron_rl.spec.resolve import build
-from megatron_rl.spec.run import RunSpec
+from megatron_rl.spec.run import Part, RunSpec
 from megatron_rl.spec.schema import SpecError
+
+
+@runtime_checkable
+class Budgeted(Protocol):
+    """An idea with lengths of its own, which follow `sampling.max_tokens` where they were not written."""
+
+    def within(self, max_tokens: int) -> Self:
+        """The idea, with every such length set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +39,25 @@ class Ideas:
 
 def read_ideas(spec: RunSpec) -> Ideas:
     """Builds sampler, stages and objective; SpecError lists every column that is read before it is written."""
-    sampler = build(spec.choices["sampler"])
-    objective = build(spec.choices["objective"])
-    stages = {name: tuple((part.name, build(part)) for part in spec.chains[name]) for name in ("collect", "learn")}
+    budget = spec.settings["sampling"].values["max_tokens"]
+    assert isinstance(budget, int), "it was checked to be a whole number"
+
+    def built(part: Part) -> tuple[str, Any]:  # what a user may have written too
+        idea = build(part)
+        return part.name, idea.within(budget) if isinstance(idea, Budgeted) else idea
+
+    chosen = Chosen(
+        sampler=built(spec.choices["sampler"]),
+        collect=tuple(map(built, spec.chains["collect"])),
+        learn=tuple(map(built, spec.chains["learn"])),
+        objective=built(spec.choices["objective"]),
+    )
+    (_, sampler), collect, learn, (_, objective) = chosen
     from_data = (REFERENCE_REWARDS,) if spec.settings["data"].values.get("values") else ()
-    written = (*getattr(type(sampler), "writes", ()), *from_data)
-    named = (spec.choices["objective"].name, objective)
-    problems = check_wiring(written, stages["collect"], stages["learn"], named)  # type: ignore[arg-type]
-    chosen = (spec.choices["sampler"].name, sampler)
-    problems += check_combination(chosen, stages["collect"], stages["learn"], named)  # type: ignore[arg-type]
+    problems = check_wiring((*getattr(type(sampler), "writes", ()), *from_data), collect, learn, chosen.objective)
+    problems += check_combination(chosen)
     if spec.settings["schedule"].values["ahead"]:
-        problems += check_ahead(chosen, stages["collect"], stages["learn"], named)  # type: ignore[arg-type]
+        problems += check_ahead(chosen)
     if problems:
         raise SpecError([f"{spec.files[0]}: {problem}" for problem in problems])
-    collect, learn = stages["collect"], stages["learn"]
-    return Ideas(sampler=sampler, collect=collect, learn=learn, objective=objective)  # type: ignore[arg-type]
+    return Ideas(sampler=sampler, collect=tuple(collect), learn=tuple(learn), objective=objective)

@@ -1,7 +1,7 @@
 import pyarrow as pa
 
 from megatron_rl.batch.columns import ADVANTAGE, BASELINE, KEPT, REWARD, SAMPLER_LOGPROBS, SPREAD, Column
-from megatron_rl.combining import check_ahead, check_combination
+from megatron_rl.combining import Chosen, check_ahead, check_combination
 
 
 class Idea:
@@ -33,7 +33,7 @@ CORRECTED = ("clipped", Idea(reads=(ADVANTAGE, SAMPLER_LOGPROBS)))
 
 
 def check(learn, collect=(), objective=CLIPPED, sampler=UNIFORM):
-    return check_combination(sampler, collect, learn, objective)
+    return check_combination(Chosen(sampler, collect, learn, objective))
 
 
 def test_a_baseline_its_advantage_and_a_loss_that_reads_it_fit():
@@ -102,7 +102,7 @@ class Remembers(Idea):
 
 
 def ahead(collect=(), learn=(), objective=CORRECTED):
-    return check_ahead(UNIFORM, collect, learn, objective)
+    return check_ahead(Chosen(UNIFORM, collect, learn, objective))
 
 
 def test_ahead_of_the_actor_nothing_asks_it_and_beside_the_engine_nothing_asks_that():

@@ -21,6 +21,15 @@ def test_a_column_read_before_it_is_written_is_refused_at_load(data, tmp_path): 
         read_ideas(spec(data, tmp_path, "learn=[advantage]"))
 
 
+def test_lengths_that_were_not_written_follow_the_response_budget(data, tmp_path):  # noqa: F811
+    by_budget = "objective={clipped: {aggregation: seq-mean-token-sum-norm}}"
+    ideas = read_ideas(spec(data, tmp_path, by_budget, "collect=[generate, judge, overlong_penalty]"))
+    assert ideas.objective.max_response == 8
+    assert (ideas.collect[-1][1].max_tokens, ideas.collect[-1][1].buffer_tokens) == (8, 1)
+    written = "objective={clipped: {aggregation: seq-mean-token-sum-norm, max_response: 5}}"
+    assert read_ideas(spec(data, tmp_path, written)).objective.max_response == 5
+
+
 def test_every_unwritten_column_is_named(data, tmp_path):  # noqa: F811
     with pytest.raises(SpecError) as refusal:
         read_ideas(spec(data, tmp_path, "collect=[generate]", "learn=[group_baseline, importance_weight]"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ from megatron_rl.batch.columns import (
     SAMPLER_LOGPROBS,
     Column,
 )
-from megatron_rl.ops.aggregation import Aggregation, Scope, token_weights
+from megatron_rl.ops.aggregation import BY_BUDGET, Aggregation, Scope, constant, token_weights
 from megatron_rl.ops.aggregation import Counts as Denominators
 from megatron_rl.ops.importance import Level, Truncation, importance_weights, mismatch
 from megatron_rl.ops.losses import Clip, KlEstimator, clipped_surrogate, live_difference
@@ -42,8 +42,8 @@ _PLAIN: dict[Divergence, KlEstimator] = {
 class Clipped:
     """Raises the probability of tokens with positive advantage and lowers the others', within a trust region.
 
-    Clipped(low=0.2, high=0.28, dual_clip=10.0) is DAPO's loss; Clipped(aggregation="seq-mean-token-sum-norm",
-    max_response=1024) Dr.GRPO's.
+    Clipped(low=0.2, high=0.28, dual_clip=10.0) is DAPO's loss; Clipped(aggregation="seq-mean-token-sum-norm") is
+    Dr.GRPO's.
     """
 
     low: float = 0.2
@@ -55,7 +55,7 @@ class Clipped:
     aggregation: Aggregation = "token-mean"
     """How token losses become one number."""
     max_response: int | None = None
-    """The constant that `seq-mean-token-sum-norm` divides by, normally the response budget."""
+    """The constant that `seq-mean-token-sum-norm` divides by; null takes `sampling.max_tokens`."""
     kl: float = 0.0
     """Weight of the divergence from the reference policy in the loss; 0 needs no reference."""
     kl_estimator: Divergence = "k3"
@@ -74,9 +74,9 @@ class Clipped:
             raise SpecError(f"objective clipped needs 0 <= low <= 1 and high >= 0, got {self.low!r} and {self.high!r}.")
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise SpecError(f"objective clipped needs dual_clip above 1 or null, got {self.dual_clip!r}.")
-        if (self.aggregation == "seq-mean-token-sum-norm") != (self.max_response is not None):
+        if self.max_response is not None and (self.aggregation != BY_BUDGET or self.max_response < 1):
             raise SpecError(
-                "objective clipped takes max_response with the aggregation 'seq-mean-token-sum-norm' and only there, "
+                f"objective clipped takes max_response, at least 1, with the aggregation {BY_BUDGET!r} and only there, "
                 f"got {self.max_response!r} with {self.aggregation!r}."
             )
         if self.truncate is not None and self.truncate <= 0:
@@ -91,6 +91,10 @@ class Clipped:
     @property
     def needs_entropy(self) -> bool:
         return self.entropy != 0
+
+    def within(self, max_tokens: int) -> Clipped:
+        """Itself, for responses of at most so many tokens: Dr.GRPO's constant is theirs where none was given."""
+        return replace(self, max_response=constant(self.aggregation, self.max_response, max_tokens))
 
     def price(self, tokens: Tokens, counts: Counts) -> Priced:
         """The rows' share of the loss; denominators are those of the whole optimizer step."""

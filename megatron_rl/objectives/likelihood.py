@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_rl.batch.columns import LOSS_WEIGHT, Column
-from megatron_rl.ops.aggregation import Aggregation, Scope, token_weights
+from megatron_rl.ops.aggregation import BY_BUDGET, Aggregation, Scope, constant, token_weights
 from megatron_rl.ops.aggregation import Counts as Denominators
 from megatron_rl.ops.losses import likelihood
 from megatron_rl.ports import Counts, Priced, Tokens
@@ -19,12 +19,12 @@ class Likelihood:
     aggregation: Aggregation = "token-mean"
     """How token losses become one number."""
     max_response: int | None = None
-    """The constant that `seq-mean-token-sum-norm` divides by."""
+    """The constant that `seq-mean-token-sum-norm` divides by; null takes `sampling.max_tokens`."""
 
     def __post_init__(self) -> None:
-        if (self.aggregation == "seq-mean-token-sum-norm") != (self.max_response is not None):
+        if self.max_response is not None and (self.aggregation != BY_BUDGET or self.max_response < 1):
             raise SpecError(
-                "objective likelihood takes max_response with the aggregation 'seq-mean-token-sum-norm' and only "
+                f"objective likelihood takes max_response, at least 1, with the aggregation {BY_BUDGET!r} and only "
                 f"there, got {self.max_response!r} with {self.aggregation!r}."
             )
 
@@ -35,6 +35,10 @@ class Likelihood:
     @property
     def needs_entropy(self) -> bool:
         return False
+
+    def within(self, max_tokens: int) -> Likelihood:
+        """Itself, for responses of at most so many tokens."""
+        return replace(self, max_response=constant(self.aggregation, self.max_response, max_tokens))
 
     def price(self, tokens: Tokens, counts: Counts) -> Priced:
         """The rows' share of the loss."""

@@ -5,13 +5,15 @@ B rollouts, T flat tokens. The loss of any part of a batch is the sum of loss ti
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
 from megatron_rl.ops.segments import row_ids, row_sum
 
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "token-sum"]
+BY_BUDGET: Final = "seq-mean-token-sum-norm"
+"""The only mode with a constant, Dr.GRPO's: normally the most tokens that a response may have."""
 
 
 class Counts(NamedTuple):
@@ -33,6 +35,11 @@ class Scope(NamedTuple):
     max_response: int | None = None
 
 
+def constant(mode: Aggregation, given: int | None, budget: int) -> int | None:
+    """The constant of a mode: what was given, or else the response budget; none for a mode without one."""
+    return budget if mode == BY_BUDGET and given is None else given
+
+
 def token_weights(mode: Aggregation, mask_T: Tensor, offsets: Tensor, scope: Scope, like_T: Tensor) -> Tensor:
     """Weight of each token's loss, zero where masked, in the floating type of `like_T`.
 
@@ -51,8 +58,6 @@ def token_weights(mode: Aggregation, mask_T: Tensor, offsets: Tensor, scope: Sco
             return live_T / (rows * row_sum(live_T, offsets).clamp_min(1)[row_ids(offsets)])
         case "seq-mean-token-sum-norm":
             if scope.max_response is None:
-                raise ValueError(
-                    "aggregation 'seq-mean-token-sum-norm' divides by the response budget; give max_response"
-                )
+                raise ValueError(f"aggregation '{BY_BUDGET}' divides by the response budget; give max_response")
             return live_T / (rows * scope.max_response)
     raise ValueError(f"an aggregation is one of {', '.join(get_args(Aggregation))}, got {mode!r}")

@@ -10,6 +10,7 @@ import megatron_rl.stages
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import DICTIONARY
 from megatron_rl.batch.memory import read_memory, write_memory
+from megatron_rl.ideas import Budgeted
 from megatron_rl.ports import Context, Stage
 from tests.fakes.batches import full_batch
 from tests.fakes.tabular import FirstAnswerIsRight, NumberedPrompts, TabularActor, TabularEngine
@@ -21,7 +22,8 @@ def all_stages() -> list[Stage]:
         for module in pkgutil.walk_packages(megatron_rl.stages.__path__, "megatron_rl.stages.")
         if not module.ispkg
     ]
-    return [stage_of(name)() for name in names]
+    stages = [stage_of(name)() for name in names]
+    return [stage.within(50) if isinstance(stage, Budgeted) else stage for stage in stages]
 
 
 def stage_of(module_name: str) -> type:

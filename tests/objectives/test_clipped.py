@@ -78,6 +78,12 @@ def test_aggregations_divide_by_what_their_names_say(aggregation, expected):
     assert price(Clipped(aggregation=aggregation, max_response=max_response), tokens) == pytest.approx(expected)
 
 
+def test_the_constant_is_the_response_budget_unless_it_was_given():
+    assert Clipped(aggregation="seq-mean-token-sum-norm").within(56).max_response == 56
+    assert Clipped(aggregation="seq-mean-token-sum-norm", max_response=10).within(56).max_response == 10
+    assert Clipped().within(56) == Clipped()
+
+
 def test_loss_weight_multiplies_every_token_of_its_rollout():
     tokens = one_row([1.0, 1.0], advantage=2.0)
     tokens.columns["loss_weight"].fill_(3.0)
@@ -170,7 +176,7 @@ def test_what_is_read_follows_the_fields():
         {"low": -0.1},
         {"dual_clip": 0.5},
         {"max_response": 10},
-        {"aggregation": "seq-mean-token-sum-norm"},
+        {"aggregation": "seq-mean-token-sum-norm", "max_response": 0},
         {"truncate": 0.0},
     ],
     ids=str,

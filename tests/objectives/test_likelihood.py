@@ -27,6 +27,12 @@ def test_shares_of_any_split_add_up_to_the_whole(aggregation):
     torch.testing.assert_close(sum(shares), whole)
 
 
+def test_the_constant_is_the_response_budget_unless_it_was_given():
+    by_budget = Likelihood(aggregation="seq-mean-token-sum-norm")
+    assert by_budget.within(7).max_response == 7
+    assert Likelihood(aggregation="seq-mean-token-sum-norm", max_response=5).within(7).max_response == 5
+
+
 def test_a_budget_without_the_aggregation_that_uses_it_is_refused():
     with pytest.raises(SpecError, match="max_response"):
         Likelihood(max_response=5)
