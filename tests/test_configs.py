@@ -79,6 +79,29 @@ def shrunk(config: Path, data: Path, runs: Path, *more: str) -> tuple[str, ...]:
     return (*written, *SMALL[sampler], *CHANGES.get(name, ()), *more)
 
 
+def with_values(config: Path, data: Path, folder: Path, *more: str) -> tuple[str, ...]:  # noqa: F811
+    """The same changes; for the method that reads values, they are made first and named."""
+    if config.stem != "a_star_po":
+        return more
+    values = folder / "values.parquet"
+    more = (*more, f"data.values={values}")
+    launch.values(small(config, data, folder / "values", *more), 4, values)
+    return more
+
+
+def halves(config: Path, folder: Path) -> tuple[Path, Path]:
+    """The folders of the run without a stop and of the one with."""
+    name = str(load(config, ("extends=base/toy.yaml",)).settings["run"].values["name"])
+    return folder / "straight" / name, folder / "broken" / name
+
+
+def assert_same(straight: Path, broken: Path, steps: int) -> None:
+    """To the bit: the last checkpoint, and the rollouts of every step."""
+    assert digest(straight, steps) == digest(broken, steps)
+    for step in range(1, steps + 1):
+        assert rollouts(straight, step).table.equals(rollouts(broken, step).table)
+
+
 def told(run: Path) -> set[str]:
     """The names of all numbers that the steps of a run told."""
     points = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -97,56 +120,35 @@ def test_it_is_at_most_twenty_five_lines(config):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_it_trains_and_a_stop_changes_nothing(config, data, tmp_path):  # noqa: F811
-    more = ()
-    if config.stem == "a_star_po":
-        values = tmp_path / "values.parquet"
-        more = (f"data.values={values}",)
-        launch.values(small(config, data, tmp_path / "values", *more), 4, values)
+    more = with_values(config, data, tmp_path)
     launch.train(small(config, data, tmp_path / "straight", *more))
     launch.train(small(config, data, tmp_path / "broken", *more, "schedule.steps=2"))
     launch.train(small(config, data, tmp_path / "broken", *more))
-    name = load(config, ("extends=base/toy.yaml",)).plain["run"]["name"]
-    straight, broken = tmp_path / "straight" / name, tmp_path / "broken" / name
+    straight, broken = halves(config, tmp_path)
     prefix, *names = TOLD.get(config.stem, "").split() or [""]
     assert {*(prefix + name for name in names), *ALSO.get(config.stem, ())} <= told(straight)
-    assert digest(straight, 4) == digest(broken, 4)
-    for step in range(1, 5):
-        assert rollouts(straight, step).table.equals(rollouts(broken, step).table)
+    assert_same(straight, broken, 4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_eight_steps_are_three_and_five_with_a_kill_between(config, data, tmp_path):  # noqa: F811
-    more: tuple[str, ...] = ("schedule.steps=8", "schedule.save_every=3")
-    if config.stem == "a_star_po":
-        values = tmp_path / "values.parquet"
-        more = (*more, f"data.values={values}")
-        launch.values(small(config, data, tmp_path / "values", *more), 4, values)
-    name = load(config, ("extends=base/toy.yaml",)).plain["run"]["name"]
-    straight, broken = tmp_path / "straight" / name, tmp_path / "broken" / name
+    more = with_values(config, data, tmp_path, "schedule.steps=8", "schedule.save_every=3")
+    straight, broken = halves(config, tmp_path)
     launch.train(small(config, data, tmp_path / "straight", *more))
     kill_after(3, config, shrunk(config, data, tmp_path / "broken", *more))
     launch.train(small(config, data, tmp_path / "broken", *more))
-    assert digest(straight, 8) == digest(broken, 8)
-    for step in range(1, 9):
-        assert rollouts(straight, step).table.equals(rollouts(broken, step).table)
+    assert_same(straight, broken, 8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ABLE_TO_LAG, ids=lambda path: path.stem)
 def test_eight_steps_are_three_and_five_with_rollouts_a_step_ahead(config, data, tmp_path):  # noqa: F811
-    more: tuple[str, ...] = ("schedule.steps=8", "schedule.save_every=3", "schedule.ahead=1")
+    more = with_values(config, data, tmp_path, "schedule.steps=8", "schedule.save_every=3", "schedule.ahead=1")
     if load(config, ("extends=base/toy.yaml",)).choices["objective"].name == "clipped":
         more = (*more, "objective.clipped.truncate=2.0")
-    if config.stem == "a_star_po":
-        values = tmp_path / "values.parquet"
-        more = (*more, f"data.values={values}")
-        launch.values(small(config, data, tmp_path / "values", *more), 4, values)
-    name = load(config, ("extends=base/toy.yaml",)).plain["run"]["name"]
-    straight, broken = tmp_path / "straight" / name, tmp_path / "broken" / name
+    straight, broken = halves(config, tmp_path)
     launch.train(small(config, data, tmp_path / "straight", *more))
     launch.train(small(config, data, tmp_path / "broken", *more, "schedule.steps=3"))
     launch.train(small(config, data, tmp_path / "broken", *more))
-    assert digest(straight, 8) == digest(broken, 8)
-    for step in range(1, 9):
-        assert rollouts(straight, step).table.equals(rollouts(broken, step).table)
+    assert_same(straight, broken, 8)
