@@ -55,8 +55,9 @@ class GroupBuffer:
         taken_B = group_B < self.prompts
         rest = waiting.where(~taken_B)
         batch = waiting.where(taken_B)
-        stale = {"buffer/stale": float(_count(state["stale"]))} if self.max_age is not None else {}
-        batch = batch.with_metrics(_metrics(batch, rest, version) | stale)
+        # Since the run began: a step may take several waves, or none, so counts of one wave would not add up.
+        totals = {f"buffer/{name}": float(_count(state[name])) for name in ("pushed", "filtered", "stale")}
+        batch = batch.with_metrics(_metrics(batch, rest, version) | totals)
         return batch, state | {"waiting": rest if len(rest) else None, "yielded": _count(state["yielded"]) + len(batch)}
 
     def _without_stale(self, state: dict[str, Memory], version: int) -> dict[str, Memory]:

@@ -4,7 +4,7 @@ import shutil
 import pytest
 from transformers import Qwen3MoeConfig
 
-from megatron_rl.assemble import assemble, close, environment, plain_difference, prompts_of
+from megatron_rl.assemble import assemble, close, environment, plain_difference, prompts_of, value_fingerprint
 from megatron_rl.data.prompts import DataSettings
 from megatron_rl.data.tiny_model import tiny_config
 from megatron_rl.data.tokenizer import load_tokenizer
@@ -54,6 +54,16 @@ def test_whole_groups_wait_no_longer_than_their_sampler_says(data, tmp_path):  #
             assert run.buffer.max_age == age
         finally:
             close(run, "finished")
+
+
+def test_values_belong_to_what_a_model_holds_wherever_it_lies(data, tmp_path):  # noqa: F811
+    moved = tmp_path / "moved"
+    shutil.copytree(data / "model", moved)
+    here, there = (value_fingerprint(spec(data, tmp_path, f"model.folder={at}")) for at in (data / "model", moved))
+    assert here.pop("model") != there.pop("model")
+    assert here == there
+    (moved / "tokenizer_config.json").write_text("{}")
+    assert value_fingerprint(spec(data, tmp_path, f"model.folder={moved}"))["tokenizer"] != here["tokenizer"]
 
 
 def test_rows_that_are_left_out_are_told(data, tmp_path, capsys):  # noqa: F811

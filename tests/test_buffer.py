@@ -28,6 +28,19 @@ def test_batches_are_whole_groups_first_in_first_out():
     assert [taken_groups(batch) for batch in (first, second, third)] == [[5, 1], [9, 2], None]
 
 
+def test_totals_since_the_run_began_add_up_however_many_waves_a_step_took():
+    buffer, memory, told = GroupBuffer(prompts=2), None, []
+    for number in range(4):
+        kept = torch.tensor([1, 1, 0, 0, 0, 0])
+        memory = buffer.push(memory, wave(3 * number, 3 * number + 1, 3 * number + 2).with_columns(kept=kept))
+        batch, memory = buffer.take(memory, version=0)
+        told += [batch.metrics] if batch is not None else []
+    assert [(each["buffer/pushed"], each["buffer/filtered"]) for each in told] == [(12.0, 8.0), (24.0, 16.0)]
+    for step, each in enumerate(told, start=1):
+        accounted = 4.0 * step + each["buffer/waiting"] + each["buffer/filtered"] + each["buffer/stale"]
+        assert each["buffer/pushed"] == accounted
+
+
 def test_too_few_groups_wait():
     buffer = GroupBuffer(prompts=3)
     batch, memory = buffer.take(buffer.push(None, wave(1, 2)), version=0)

@@ -38,7 +38,10 @@ TOLD = {
 }
 """What runs of each method tell of it, beside what every run tells."""
 ALSO = {
-    "a_star_po": ("loss", "kl_reference", "scaled_log_ratio", "scaled_log_ratio_square"),
+    "a_star_po": (
+        *("loss", "kl_reference", "scaled_log_ratio", "scaled_log_ratio_square"),
+        *("values/rollouts", "values/left_out_share"),
+    ),
     "speed": (
         "buffer/waiting",
         "buffer/trained",

@@ -124,7 +124,10 @@ class PromptSet:
         return cls(batch, omitted)
 
     def with_values(self, rewards: Mapping[str, Sequence[float]], solvable: bool) -> PromptSet:
-        """The prompts with REFERENCE_REWARDS; an error names the first one that has none."""
+        """The prompts with REFERENCE_REWARDS; an error names the first one that has none.
+
+        What the value run cost and how much of it is left out travels with every batch that is taken.
+        """
         lacking = [name for name in self.ids if name not in rewards]
         if lacking:
             raise ValueError(
@@ -135,7 +138,12 @@ class PromptSet:
         kept_B = torch.tensor([not solvable or max(rewards[name]) > 0 for name in self.ids])
         if not bool(kept_B.any()):
             raise ValueError("the reference policy solved no prompt, so none is left; set data.solvable: false")
-        return PromptSet(known.where(kept_B), replace(self.omitted, unsolved=int((~kept_B).sum())))
+        unsolved = int((~kept_B).sum())
+        told = {
+            "values/rollouts": float(sum(len(rewards[name]) for name in self.ids)),
+            "values/left_out_share": unsolved / len(self),
+        }
+        return PromptSet(known.where(kept_B).with_metrics(told), replace(self.omitted, unsolved=unsolved))
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from megatron_rl.batch.columns import ANSWER, EXTRA, PROMPT_ID, PROMPT_TEXT, PROMPT_TOKENS, SOURCE
+from megatron_rl.batch.columns import ANSWER, EXTRA, PROMPT_ID, PROMPT_TEXT, PROMPT_TOKENS, REFERENCE_REWARDS, SOURCE
 from megatron_rl.data.prompt_file import Prompt, prompt_id, user, write_prompts
 from megatron_rl.data.prompts import DataSettings, PromptSet
 from megatron_rl.data.tiny_model import tiny_tokenizer
@@ -102,3 +102,20 @@ def test_samplers_draw_from_it(tmp_path, tokenizer):
     context = Context(step=0, version=0, seed=0, machines={"prompts": found})
     batch = requests(context, [(0, 1), (0, 0)], samples=2, first_group=0)
     assert batch.strings(ANSWER) == ["2", "2", "1", "1"]
+
+
+def test_values_come_with_what_they_cost_and_what_they_leave_out(tmp_path, tokenizer):
+    rows = [{"prompt": name, "label": "1"} for name in "abc"]
+    found = read(tokenizer, lines(tmp_path / "x.jsonl", *rows))
+    first, second, third = found.ids
+    rewards = {first: [1.0, 0.0], second: [0.0, 0.0], third: [0.0, 1.0, 0.0]}
+    solvable = found.with_values(rewards, solvable=True)
+    assert (solvable.ids, solvable.omitted.unsolved) == ([first, third], 1)
+    assert solvable.take([1, 0]).ragged(REFERENCE_REWARDS).row(0).tolist() == [0.0, 1.0, 0.0]
+    asked = requests(Context(step=0, version=0, seed=0, machines={"prompts": solvable}), [(0, 1)], 2, first_group=0)
+    assert asked.metrics == {"values/rollouts": 7.0, "values/left_out_share": pytest.approx(1 / 3)}
+    assert found.with_values(rewards, solvable=False).take([0]).metrics["values/left_out_share"] == 0.0
+    with pytest.raises(ValueError, match="have no rewards"):
+        found.with_values({first: [1.0]}, solvable=True)
+    with pytest.raises(ValueError, match="solved no prompt"):
+        found.with_values({name: [0.0] for name in found.ids}, solvable=True)
