@@ -17,7 +17,6 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import ERROR, STATUS
 from megatron_rl.batch.memory import Memory
 from megatron_rl.loop import Run, next_batch
 from megatron_rl.pipeline import Memories
@@ -126,19 +125,8 @@ class Ahead:
     def _collected(self, twin: Run, first: Context, count: int) -> Collected:
         began, batches = time.perf_counter(), list[Batch]()
         while len(batches) < count and not self._is_over.is_set():
-            batch = next_batch(twin, replace(first, step=first.step + len(batches)))
-            _refuse_nothing(batch, first.step + len(batches))
-            batches.append(batch)
+            batches.append(next_batch(twin, replace(first, step=first.step + len(batches))))
         return Collected(batches, twin.memories, twin.parts, time.perf_counter() - began)
-
-
-def _refuse_nothing(batch: Batch, step: int) -> None:
-    """An engine that died cannot be sent these weights again, and from a batch without a rollout nothing is learnt."""
-    if all(status == "failed" for status in batch.strings(STATUS)):
-        raise RuntimeError(
-            f"step {step}: none of the {len(batch)} rollouts written ahead came to an end; the first: "
-            f"{batch.strings(ERROR)[0]}"
-        )
 
 
 def _learning_slots(run: Run) -> set[str]:

@@ -1,4 +1,8 @@
-"""Held-out accuracy: pass@1, avg@k, maj@k and pass@k by source, each with its interval."""
+"""Held-out accuracy: pass@1, avg@k, maj@k and pass@k by source, each with its interval.
+
+An answer that failed, of which the engine said nothing, is no wrong one: it is counted as `failed` and left out. pass@1
+is of the answers that came back, pass@k and maj@k of the prompts of which all k did; `short_prompts` are the others.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,9 @@ from torch import Tensor
 
 from megatron_rl.accounting import rollouts_of
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import CORRECT, EXTRACTED, FINISH, PROMPT_ID, SOURCE, TOKENS
+from megatron_rl.batch.columns import CORRECT, ERROR, EXTRACTED, FINISH, PROMPT_ID, SOURCE, TOKENS
 from megatron_rl.drawing import requests
+from megatron_rl.failures import lived
 from megatron_rl.ops.accuracy import estimate, majority, pass_at
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ports import Context, Evaluation, Judge, Prompts, RolloutEngine
@@ -63,25 +68,43 @@ class HeldOut:
 
 
 def measure(batch: Batch, samples: int) -> dict[str, float]:
-    """Measures by source with `/low` and `/high` beside them: {"toy/pass@1": .94, "toy/pass@1/low": .92, …}."""
+    """Measures by source with `/low` and `/high` beside them: {"toy/pass@1": .94, "toy/pass@1/low": .92, …}.
+
+    RuntimeError where no answer of a source came back.
+    """
     metrics: dict[str, float] = {}
     sources = batch.strings(SOURCE)
     for source in sorted(set(sources)):
         rows = batch.where(torch.tensor([name == source for name in sources]))
-        metrics |= {f"{source}/{name}": value for name, value in _measure_one(rows, samples).items()}
+        living = rows.where(lived(rows))
+        if not len(living):
+            raise RuntimeError(
+                f"none of the {len(rows)} answers to the held-out prompts of '{source}' came to an end; the first: "
+                f"{rows.strings(ERROR)[0]}"
+            )
+        prompts, failed = len(set(rows.strings(PROMPT_ID))), len(rows) - len(living)
+        found = {**_measure_one(living, samples, prompts), "failed": float(failed)}
+        metrics |= {f"{source}/{name}": value for name, value in found.items()}
     return metrics
 
 
-def _measure_one(batch: Batch, samples: int) -> dict[str, float]:
-    correct_B, prompt_B = batch.numbers(CORRECT), batch.index(PROMPT_ID)
-    scores: dict[str, Tensor] = {"pass@1": pass_at(1, correct_B, prompt_B)}
-    if samples > 1:
-        scores[f"pass@{samples}"] = pass_at(samples, correct_B, prompt_B)
-        scores[f"maj@{samples}"] = majority(batch.strings(EXTRACTED), correct_B, prompt_B)
+def _measure_one(batch: Batch, samples: int, prompts: int) -> dict[str, float]:
+    """Of answers that all came back, to so many prompts or fewer."""
+    prompt_B = batch.index(PROMPT_ID)
+    scores: dict[str, Tensor] = {"pass@1": pass_at(1, batch.numbers(CORRECT), prompt_B)}
+    whole_G = torch.bincount(prompt_B) >= samples
+    whole = batch.where(whole_G[prompt_B])
+    if samples > 1 and len(whole):
+        correct_W, prompt_W = whole.numbers(CORRECT), whole.index(PROMPT_ID)
+        scores[f"pass@{samples}"] = pass_at(samples, correct_W, prompt_W)
+        scores[f"maj@{samples}"] = majority(whole.strings(EXTRACTED), correct_W, prompt_W)
     metrics = {name: value for measure, score_G in scores.items() for name, value in _with_interval(measure, score_G)}
     stopped = [finish == "stop" for finish in batch.strings(FINISH)]
-    length = float(batch.ragged(TOKENS).length_B.double().mean())
-    return metrics | {"length_mean": length, "truncated_share": 1 - sum(stopped) / len(stopped)}
+    return metrics | {
+        "length_mean": float(batch.ragged(TOKENS).length_B.double().mean()),
+        "truncated_share": 1 - sum(stopped) / len(stopped),
+        "short_prompts": float(prompts - int(whole_G.sum())),
+    }
 
 
 def _with_interval(name: str, score_G: Tensor) -> Sequence[tuple[str, float]]:

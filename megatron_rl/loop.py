@@ -16,6 +16,7 @@ from megatron_rl import checkpoint
 from megatron_rl.batch.batch import Batch
 from megatron_rl.budget import Budget
 from megatron_rl.buffer import GroupBuffer
+from megatron_rl.failures import FAILED, refuse_silence, tell
 from megatron_rl.pipeline import Chain, Memories, slot_of
 from megatron_rl.ports import (
     Actor,
@@ -116,6 +117,8 @@ class Run:
     """Of these seconds, by phase and stage."""
     save_s: float = 0.0
     """What the last save took, until a step has told it."""
+    phase: str = "start"
+    """What it was last busy with, for whoever tells how it ended."""
 
     def context(self, version: int) -> Context:
         return Context(step=self.step, version=version, seed=self.seed, machines=self.machines)
@@ -133,10 +136,12 @@ class Run:
                 self.budget.learn(self.seconds)
 
     def timer(self, phase: str) -> AbstractContextManager[None]:
+        self.phase = phase
         return _timing(self.seconds, phase)
 
     def part(self, phase: str, name: str) -> AbstractContextManager[None]:
         """Times what a phase is spent on."""
+        self.phase = f"{phase}/{name}"
         return _timing(self.parts, f"{phase}/{name}")
 
 
@@ -157,7 +162,7 @@ def train(run: Run) -> None:
             version = run.weights.publish(step + 1)
         run.step = step + 1
         result = _evaluate(run, due=_is_due(run, run.schedule.evaluate_every))
-        run.telemetry.step(_record(run, batch, update), batch)
+        _tell_step(run, batch, update)
         _tell(run, result)
         _save(run, due=_is_due(run, run.schedule.save_every) or (run.budget is not None and run.budget.needs_save))
     _save(run, due=bool(run.step and (run.schedule.save_every or run.stopping)))
@@ -172,6 +177,7 @@ def next_batch(run: Run, context: Context) -> Batch:
         if batch is not None:
             return batch
         _collect_wave(run, context)
+        refuse_silence(run.memories.get(FAILED), run.buffer.prompts, context.step)
     raise RuntimeError(
         f"step {context.step}: {run.schedule.max_waves} waves in a row did not fill a batch of {run.buffer.prompts} "
         "groups; nearly all are being filtered out: widen the filter, change the prompts, or raise `run.max_waves`"
@@ -255,13 +261,20 @@ def _keep_offending(run: Run, offending: Batch) -> None:
     offending.write_parquet(folder / f"step_{run.step + 1:06d}.parquet")
 
 
-def _record(run: Run, batch: Batch, update: Update) -> StepRecord:
-    """What the step says of itself. Its own save comes after it is told, so it brings the one before."""
+def _tell_step(run: Run, batch: Batch, update: Update) -> None:
+    """Tells what the step learnt from, and behind it the rollouts that have failed since the step before.
+
+    Its own save comes after it is told, so it brings the one before.
+    """
     before, run.save_s = ({"save": run.save_s} if run.save_s else {}), 0.0
-    return StepRecord(
+    failed = tell(run.memories.get(FAILED))
+    if failed.memory is not None:
+        run.memories = {**run.memories, FAILED: failed.memory}
+    record = StepRecord(
         step=run.step,
         seconds={**run.seconds, **before},
         parts=dict(run.parts),
-        metrics={**batch.metrics, **update.metrics, **run.weights.metrics, **run.feed.metrics},
+        metrics={**batch.metrics, **update.metrics, **run.weights.metrics, **run.feed.metrics, **failed.metrics},
         rollouts=len(batch),
     )
+    run.telemetry.step(record, batch if failed.rows is None else batch.followed_by(failed.rows))

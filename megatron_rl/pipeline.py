@@ -24,6 +24,7 @@ from megatron_rl.batch.columns import (
     Column,
 )
 from megatron_rl.batch.memory import Memory
+from megatron_rl.failures import FAILED, leave
 from megatron_rl.ports import Context, Objective, Stage
 
 Memories = Mapping[str, Memory]
@@ -52,7 +53,8 @@ class Step:
 class Chain:
     """Stages one after another; itself batch and memories in, batch and memories out.
 
-    A stage may keep all rows back; those behind it then have nothing to do.
+    Rollouts that failed leave before any stage can see them, into the memory of `failures`. A stage may keep all rows
+    back; those behind it then have nothing to do.
     """
 
     steps: tuple[Step, ...]
@@ -61,11 +63,13 @@ class Chain:
         self, batch: Batch, memories: Memories, context: Context, watch: Watch = lambda _: nullcontext()
     ) -> tuple[Batch, dict[str, Memory]]:
         kept = dict(memories)
+        batch, kept[FAILED] = leave(batch, kept.get(FAILED))
         for step in self.steps:
             if not len(batch):
                 break
             with watch(step.name):
                 batch, kept[step.slot] = step.stage(batch, kept.get(step.slot), context)
+            batch, kept[FAILED] = leave(batch, kept.get(FAILED))
         return batch, {slot: memory for slot, memory in kept.items() if memory is not None}
 
 

@@ -13,6 +13,7 @@ from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import Column
 from megatron_rl.batch.memory import Memory
 from megatron_rl.batch.ragged import Ragged
+from megatron_rl.failures import lived
 from megatron_rl.pipeline import Chain, Memories
 from megatron_rl.ports import Context
 
@@ -55,10 +56,12 @@ class Replayed:
 def replay(chain: Chain, recorded: Batch, memories: Memories, context: Context) -> Replayed:
     """Runs the chain's stages on the recorded rows, except those that need the engine or the actor.
 
-    `memories` are those of the step before; for rollouts written ahead, of the step whose weights wrote them. A stage
-    that remembers is refused where they are missing, unless nothing came before.
+    Rollouts that failed stand in a record, but no stage saw them. `memories` are those of the step before; for rollouts
+    written ahead, of the step whose weights wrote them. A stage that remembers is refused where they are missing,
+    unless nothing came before.
     """
     kept: dict[str, Memory] = dict(memories)
+    recorded = recorded.where(lived(recorded))
     batch, skipped = recorded, list[str]()
     written: dict[str, Column] = {}
     for step in chain.steps:

@@ -15,6 +15,7 @@ from megatron_rl.stages.advantage import Advantage
 from megatron_rl.stages.generate import Generate
 from megatron_rl.stages.judge import Judge
 from megatron_rl.stages.smoothed_stats import SmoothedStats
+from tests.fakes.faulty_engine import LosesSome
 from tests.fakes.tabular import TabularEngine, TabularSync
 from tests.test_loop import PROMPTS, make_run, same_training
 
@@ -187,8 +188,25 @@ class WritesNothing(Breaks):
 def test_a_batch_without_a_single_rollout_ends_the_run(tmp_path):
     run, engine = unfiltered(tmp_path, 8, by=1), WritesNothing(PROMPTS)
     run.machines, run.weights = {**run.machines, "engine": engine}, TabularSync(run.actor, engine)
-    with pytest.raises(RuntimeError, match=r"step 2: none of the 12 rollouts .*was not given back"):
+    with pytest.raises(RuntimeError, match=r"step 2: none of the rollouts of 3 groups .*was not given back"):
         train(run)
+
+
+def test_stopping_changes_nothing_where_rollouts_failed_beside(tmp_path):
+    def losing(folder, steps):
+        run = ahead_run(folder, steps, by=1)
+        run.machines = {**run.machines, "engine": LosesSome(run.machines["engine"], 0.6)}
+        return run
+
+    straight = losing(tmp_path / "straight", 8)
+    train(straight)
+    train(losing(tmp_path / "broken", 3))
+    second = losing(tmp_path / "broken", 8)
+    assert resume(second)
+    train(second)
+    same_training(straight, second, steps=5)
+    told = sum(record.metrics["failed/rollouts"] for record in straight.telemetry.records)
+    assert told == straight.memories["failed"]["rollouts"] > 0
 
 
 def test_a_stage_that_asks_the_actor_while_it_learns_is_told_that_there_is_none(tmp_path):

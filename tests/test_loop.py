@@ -8,7 +8,7 @@ import torch
 
 from megatron_rl import checkpoint
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import ADVANTAGE, CORRECT, GROUP, PROMPT_ID, REWARD, VERSION
+from megatron_rl.batch.columns import ADVANTAGE, CORRECT, ERROR, GROUP, PROMPT_ID, REWARD, STATUS, VERSION
 from megatron_rl.budget import Budget
 from megatron_rl.buffer import GroupBuffer
 from megatron_rl.loop import Run, Schedule, resume, train
@@ -19,7 +19,7 @@ from megatron_rl.stages.advantage import Advantage
 from megatron_rl.stages.generate import Generate
 from megatron_rl.stages.judge import Judge
 from megatron_rl.stages.leave_one_out_baseline import LeaveOneOutBaseline
-from tests.fakes.faulty_engine import FAULTS, FaultyEngine, dies
+from tests.fakes.faulty_engine import FAULTS, FaultyEngine, LosesSome, dies
 from tests.fakes.tabular import FirstAnswerIsRight, NumberedPrompts, Recorder, TabularActor, TabularEngine, TabularSync
 
 PROMPTS = 7
@@ -228,7 +228,57 @@ def test_requested_is_scored_and_failed_whatever_an_engine_does_to_rollouts(tmp_
     told = [record.metrics for record in run.telemetry.records]
     assert all(each["rollout/requested"] == each["rollout/scored"] + each["rollout/failed"] for each in told)
     assert sum(each["rollout/failed"] for each in told) > 0
-    assert run.memories["buffer"]["pushed"] == 16 * engine.calls
+    failed = run.memories["failed"]["rollouts"]
+    assert run.memories["buffer"]["pushed"] + failed == 16 * engine.calls
+    assert failed == told[-1]["failed/total"] == sum(each.get("failed/rollouts", 0) for each in told)
+
+
+def losing_run(folder: Path, steps: int, share: float = 0.6, **changes) -> Run:
+    """A share of the rollouts never comes back, and now and then all four of a group."""
+    run = make_run(folder, steps, **changes)
+    run.machines = {**run.machines, "engine": LosesSome(run.machines["engine"], share)}
+    return run
+
+
+def test_nothing_is_learnt_from_rollouts_that_failed_and_all_of_them_are_shown(tmp_path):
+    run, learnt = losing_run(tmp_path, steps=6), []
+    update = run.actor.update
+    run.actor.update = lambda batch, objective: learnt.append(batch) or update(batch, objective)
+    train(run)
+    assert sum(record.metrics["failed/groups"] for record in run.telemetry.records) > 0
+    for batch, shown, record in zip(learnt, run.telemetry.batches, run.telemetry.records, strict=True):
+        assert set(batch[STATUS]) == {"ok"}
+        assert batch.group_index().max() == 2
+        assert record.rollouts == len(batch)
+        for group in batch.groups():
+            others_B = (group[REWARD].sum() - group[REWARD]) / max(len(group) - 1, 1)
+            expected_B = group[REWARD] - others_B * (len(group) > 1)
+            torch.testing.assert_close(group[ADVANTAGE].values.double(), expected_B, atol=1e-6, rtol=0)
+        failed = shown.take(torch.arange(len(batch), len(shown)))
+        assert set(failed[STATUS]) <= {"failed"}
+        assert all("was not given back" in error for error in failed[ERROR])
+        assert len(failed) == record.metrics["failed/rollouts"]
+        assert shown.take(torch.arange(len(batch))) == batch
+    told = sum(record.metrics["failed/rollouts"] for record in run.telemetry.records)
+    assert run.memories["buffer"]["pushed"] + told == 16 * run.machines["engine"].calls
+
+
+@pytest.mark.parametrize("stop", [3, 5])
+def test_stop_save_and_resume_with_rollouts_that_failed_equals_never_having_stopped(tmp_path, stop):
+    straight = losing_run(tmp_path / "straight", steps=8)
+    train(straight)
+    train(losing_run(tmp_path / "broken", steps=stop))
+    second = losing_run(tmp_path / "broken", steps=8)
+    assert resume(second)
+    train(second)
+    same_training(straight, second, steps=8 - stop)
+    metrics = [run.telemetry.records[-1].metrics for run in (straight, second)]
+    assert metrics[0] == metrics[1]
+
+
+def test_an_engine_of_which_nothing_comes_back_ends_the_run_with_the_reason(tmp_path):
+    with pytest.raises(RuntimeError, match=r"step 0: none of the rollouts of 4 groups in a row .* was not given back"):
+        train(losing_run(tmp_path, steps=2, share=1))
 
 
 def test_an_engine_that_dies_ends_the_run_with_the_rollouts_it_was_writing(tmp_path):

@@ -9,10 +9,12 @@ from megatron_rl.batch.columns import (
     ADVANTAGE,
     BASELINE,
     DRAW_ODDS,
+    GROUP,
     LOSS_WEIGHT,
     OLD_LOGPROBS,
     PROMPT_ID,
     REWARD,
+    STATUS,
     TOKENS,
     Column,
 )
@@ -56,6 +58,39 @@ def test_what_is_kept_back_whole_leaves_the_stages_behind_it_nothing_to_do():
     batch, memories = chain([("kept", KeepsBack()), ("tally", Tally())])(Batch.of({PROMPT_ID: ["a"]}), {}, CONTEXT)
     assert len(batch) == 0
     assert memories == {"kept": 1}
+
+
+class Fails:
+    """Loses the rollouts of these prompts."""
+
+    reads, writes = (PROMPT_ID,), (STATUS,)
+
+    def __init__(self, *prompts):
+        self.prompts = prompts
+
+    def __call__(self, batch, memory, context):
+        return batch.with_columns(
+            status=["failed" if name in self.prompts else "ok" for name in batch[PROMPT_ID]]
+        ), memory
+
+
+@pytest.mark.parametrize("lost", ["bc", "abc"])
+def test_no_stage_sees_a_rollout_that_failed(lost):
+    class Sees(Tally):
+        def __call__(self, batch, memory, context):
+            assert batch[PROMPT_ID] == ["a"]
+            return super().__call__(batch, memory, context)
+
+    asked = Batch.of({PROMPT_ID: ["a", "b", "c"], GROUP: [0, 1, 2]})
+    batch, memories = chain([("write", Fails(*lost)), ("see", Sees())])(asked, {}, CONTEXT)
+    assert (batch[PROMPT_ID], memories.get("see")) == ((["a"], 1) if lost == "bc" else ([], None))
+    assert memories["failed"]["rows"][PROMPT_ID] == list(lost)
+
+
+def test_rollouts_that_failed_and_waited_in_an_older_memory_leave_before_the_first_stage():
+    waited = Batch.of({PROMPT_ID: ["a", "b"], GROUP: [0, 0], STATUS: ["ok", "failed"]})
+    batch, memories = chain([("tally", Tally())])(waited, {}, CONTEXT)
+    assert len(batch) == memories["failed"]["rollouts"] == 1
 
 
 def test_stages_that_name_one_slot_share_it():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import ADVANTAGE, BASELINE, GROUP, LOSS_MASK, REWARD, TOKENS
+from megatron_rl.batch.columns import ADVANTAGE, BASELINE, GROUP, LOSS_MASK, REWARD, STATUS, TOKENS
 from megatron_rl.pipeline import chain
 from megatron_rl.ports import Context
 from megatron_rl.replay import ReplayError, replay
@@ -63,6 +63,14 @@ def test_changes_are_counted_in_rollouts():
     found = replay(CHAIN, moved, {}, CONTEXT)
     change = {change.column: change for change in found.changes}["advantage"]
     assert (change.rows, change.of, change.largest) == (1, 4, 0.5)
+
+
+def test_rollouts_that_failed_are_in_the_record_and_in_no_stage():
+    failed = Batch.of({GROUP: [0, 2], REWARD: [0.0, 0.0], STATUS: ["failed"] * 2})
+    shown = recorded().with_columns(status=["ok"] * 4).followed_by(failed)
+    found = replay(CHAIN, shown, {}, CONTEXT)
+    assert [change.rows for change in found.changes] == [0, 0]
+    assert len(found.batch) == 4
 
 
 def test_a_memory_comes_from_the_step_before_or_the_replay_is_refused():

@@ -124,6 +124,18 @@ class Batch:
         """A batch with the columns of another one of the same rows written or replaced, in the other's memory."""
         return self._with(dict(zip(other.table.schema, other.table.columns, strict=True)))
 
+    def followed_by(self, other: Batch) -> Batch:
+        """The other's rows behind these, under these columns and metrics; a column it lacks is empty or zero there."""
+        columns = [other._array_or_nothing(field) for field in self.table.schema]
+        return Batch(pa.concat_tables([self.table, pa.Table.from_arrays(columns, schema=self.table.schema)]))
+
+    def _array_or_nothing(self, field: pa.Field) -> pa.Array:
+        if self.table.schema.get_field_index(field.name) >= 0:
+            return _whole(self.table.column(field.name))
+        if pa.types.is_large_list(field.type):
+            return pa.array([[]] * len(self), type=field.type)
+        return pa.array([""] * len(self) if pa.types.is_string(field.type) else np.zeros(len(self)), type=field.type)
+
     def _with(self, arrays: Mapping[pa.Field, pa.Array | pa.ChunkedArray]) -> Batch:
         table = self.table
         for field, array in arrays.items():

@@ -37,7 +37,8 @@ class Screening:
     """Draws `screened` fresh prompts with `screen` rollouts each, and `more` rollouts of every accepted prompt.
 
     Needs the stage `screen` in `collect`, which accepts, and completes the groups. Memory, shared with it:
-    `{"drawn": prompts drawn so far, "pending": accepted screening rollouts, "expired": prompts that waited too long}`.
+    `{"drawn": prompts drawn so far, "screened": those of which a rollout came back, "pending": accepted screening
+    rollouts, "expired": prompts that waited too long}`.
     """
 
     slot: ClassVar[str] = "screening"
@@ -77,13 +78,14 @@ class Screening:
         size = len(context.prompts.ids)
         picks = list(itertools.islice(stream(context, size, drawn, self.shuffle), self.screened))
         wave = requests(context, picks, self.screen, first_group=drawn, phase="screen")
+        told = {"screening/failed": float(drawn - _whole(state["screened"]))}
         state |= {"drawn": drawn + len(picks)}
         if isinstance(pending, Batch):
             young = self._young_enough(pending, context.version)
             expired = group_count(pending.group_index()) - group_count(young.group_index())
             state |= {"pending": young if len(young) else None, "expired": _whole(state["expired"]) + expired}
             wave = Batch.concat([wave, self._continuations(young, context)]) if len(young) else wave
-        return wave.with_metrics({"screening/expired": float(_whole(state["expired"]))}), state
+        return wave.with_metrics({**told, "screening/expired": float(_whole(state["expired"]))}), state
 
     def observe(self, batch: Batch, memory: Memory, context: Context) -> Memory:
         return memory
@@ -100,7 +102,9 @@ class Screening:
 
 
 def screening_state(memory: Memory) -> dict[str, Memory]:
-    return dict(memory) if isinstance(memory, Mapping) else {"drawn": 0, "pending": None, "expired": 0}
+    """A memory that does not say how many prompts came back is of a time when all were taken to."""
+    known = memory if isinstance(memory, Mapping) else {"drawn": 0, "pending": None, "expired": 0}
+    return {"screened": known["drawn"], **known}
 
 
 def _whole(value: Memory) -> int:

@@ -17,12 +17,16 @@ from megatron_rl.ops.screening import classify
 from megatron_rl.ops.segments import group_count
 from megatron_rl.ports import Context
 
+NOTHING: Mapping[str, Memory] = {"drawn": 0, "screened": 0, "pending": None, "expired": 0}
+"""The memory before the first wave."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Screen:
     """Passes on complete groups and, not `kept`, the rejected ones; accepted screening rollouts wait in memory.
 
-    A prompt is accepted if `low` < share of right screening rollouts < `high`, both strict.
+    A prompt is accepted if `low` < share of right screening rollouts < `high`, both strict. One of whose continuation
+    nothing came back waits on, to be continued once more.
     """
 
     slot: ClassVar[str] = "screening"
@@ -38,14 +42,20 @@ class Screen:
     """'continuation' leaves screening rollouts out of the loss, for an unbiased gradient; baselines use all."""
 
     def __call__(self, batch: Batch, memory: Memory, context: Context) -> tuple[Batch, Memory]:
-        state = dict(memory) if isinstance(memory, Mapping) else {"drawn": 0, "pending": None, "expired": 0}
-        is_screen_B = _is_screen(batch)
+        state = dict(memory) if isinstance(memory, Mapping) else dict(NOTHING)
+        is_screen_B, group_B = _is_screen(batch), batch.numbers(GROUP)
         accepted_B = self._accepted(batch, is_screen_B)
+        begun, left = _continued(state["pending"], group_B[~is_screen_B])
+        passed = self._passed(begun, batch, is_screen_B, accepted_B)
         fresh = batch.where(accepted_B)
-        passed = self._passed(state["pending"], batch, is_screen_B, accepted_B)
-        waiting = {"screen/pending": float(group_count(fresh.group_index()))}
+        pending = Batch.concat([left, fresh]) if left is not None else fresh
+        waiting = {"screen/pending": float(group_count(pending.group_index()))}
         metrics = _metrics(batch.numbers(CORRECT).double(), is_screen_B, accepted_B) | waiting
-        return passed.with_metrics({**batch.metrics, **metrics}), {**state, "pending": fresh if len(fresh) else None}
+        remembered = {
+            "pending": pending if len(pending) else None,
+            "screened": _whole(state["screened"]) + len(set(group_B[is_screen_B].tolist())),
+        }
+        return passed.with_metrics({**batch.metrics, **metrics}), {**state, **remembered}
 
     def _accepted(self, batch: Batch, is_screen_B: Tensor) -> Tensor:
         """The screening rollouts whose prompt can teach."""
@@ -69,6 +79,16 @@ class Screen:
         return passed.with_columns(loss_mask=Ragged(mask.values * ~is_dead_B[mask.row_T], mask.offsets))
 
 
+def _continued(pending: Memory, group_C: Tensor) -> tuple[Memory, Batch | None]:
+    """Of the prompts that waited, those whose continuation came back, at least in part, and those that wait on."""
+    if not isinstance(pending, Batch):
+        return None, None
+    came_back_B = torch.isin(pending.numbers(GROUP), group_C)
+    if bool(came_back_B.all()):
+        return pending, None
+    return (pending.where(came_back_B) if bool(came_back_B.any()) else None), pending.where(~came_back_B)
+
+
 def _is_screen(batch: Batch) -> Tensor:
     return torch.tensor([phase == "screen" for phase in batch.strings(PHASE)], dtype=torch.bool)
 
@@ -78,6 +98,12 @@ def _in_groups(both: Batch, row_N: Tensor) -> Tensor:
     rows = both.select([GROUP, SLOT]).take(row_N)
     slot_N = rows.numbers(SLOT)
     return row_N[torch.argsort(rows.group_index() * (1 + int(slot_N.max())) + slot_N)]
+
+
+def _whole(value: Memory) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"screening's memory counts prompts in whole numbers, got {value!r}")
+    return value
 
 
 def _metrics(right_B: Tensor, is_screen_B: Tensor, accepted_B: Tensor) -> dict[str, float]:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import PROMPT_TEXT, RESPONSE_TEXT, REWARD, STATUS, VERDICT
+from megatron_rl.batch.columns import ERROR, PROMPT_TEXT, RESPONSE_TEXT, REWARD, STATUS, VERDICT
 from megatron_rl.ports import Evaluation
 from megatron_rl.telemetry.points import Point
 from megatron_rl.telemetry.sink import RunFacts
@@ -30,6 +30,8 @@ from megatron_rl.telemetry.table import (
 
 _HEADING_EVERY = 20
 _SAMPLE_CHARACTERS = 600
+LEFT_OUT = ("failed", "short_prompts")
+"""Of an evaluation: answers that failed, and the prompts that have some."""
 _VERDICT_STYLE = {"right": "bold green", "wrong": "bold red"}
 
 
@@ -92,6 +94,10 @@ class ConsoleView:
     def step(self, point: Point, batch: Batch) -> None:
         run = self._known
         self._wave_start, self._wave_done = 0.0, 0
+        if reasons := _failures(batch):
+            self.warn(
+                f"after step {point.step}: {len(reasons)} rollouts failed and were left out; one says: {reasons[0]}"
+            )
         if not self._is_live:
             self._print(f"{sober_line(point, run.steps)}  eta {self._eta(point)}")
             return
@@ -104,18 +110,22 @@ class ConsoleView:
             self._sample(point.step, batch)
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """One line a source, every measure with its interval."""
+        """One line a source, every measure with its interval, and one more where answers failed."""
         measures: dict[str, list[str]] = {}
         for name, value in evaluation.metrics.items():
             source, _, measure = name.rpartition("/")
-            if measure in ("low", "high"):
+            if measure in ("low", "high", *LEFT_OUT):
                 continue
             low, high = evaluation.metrics.get(f"{name}/low"), evaluation.metrics.get(f"{name}/high")
             interval = f" [{percent(low)}, {percent(high)}]" if low is not None and high is not None else ""
             shown = percent(value) if 0 <= value <= 1 else short(value)
             measures.setdefault(source, []).append(f"{measure} {shown}{interval}")
         for source, facts in measures.items():
-            self._print(f"evaluation after step {evaluation.step}: {source}  {'  '.join(facts)}", style="bold magenta")
+            said = f"evaluation after step {evaluation.step}: {source}  "
+            self._print(said + "  ".join(facts), style="bold magenta")
+            failed, short_prompts = (int(evaluation.metrics.get(f"{source}/{name}", 0)) for name in LEFT_OUT)
+            if failed:
+                self.warn(f"{said}{failed} answers failed and were left out, of {short_prompts} prompts")
 
     def close(self, reason: str) -> None:
         if self._is_live:
@@ -163,6 +173,14 @@ class ConsoleView:
             return
         row = batch.take(torch.tensor([rows[(step * 7919) % len(rows)]]))
         self._console.print(sample_panel(row, step))
+
+
+def _failures(batch: Batch) -> list[str]:
+    """Why rollouts failed, in a line each."""
+    if STATUS not in batch or ERROR not in batch:
+        return []
+    told = zip(batch.strings(STATUS), batch.strings(ERROR), strict=True)
+    return [_clip(printable(error.partition("\n")[0])) for status, error in told if status == "failed"]
 
 
 def sample_panel(row: Batch, step: int) -> Panel:

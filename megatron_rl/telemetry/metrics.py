@@ -24,11 +24,11 @@ from megatron_rl.batch.columns import (
     REUSED,
     REWARD,
     SAMPLER_LOGPROBS,
-    STATUS,
     TOKENS,
     VERDICT,
     Column,
 )
+from megatron_rl.failures import lived
 
 VERDICTS = ("right", "wrong", "unparsable", "timeout", "crashed")
 PARITY = ("parity/mean", "parity/p99", "parity/max")
@@ -38,9 +38,8 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
     """Every fact the batch has the columns for."""
     if not len(batch):
         return {}
-    ok_B = _equal(batch, STATUS, "ok")
-    facts = {"rollouts/failed": 1.0 - _mean(ok_B)}
-    ok = batch if bool(ok_B.all()) else batch.where(ok_B)
+    ok = batch.where(lived(batch))
+    facts = {"rollouts/failed": 1.0 - len(ok) / len(batch)}
     if not len(ok):
         return facts
     return facts | _rewards(ok) | _lengths(ok) | _verdicts(ok) | _groups(ok) | _parity(ok) | _divergence(ok)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import EPOCH, REUSED, TOKENS, VERSION, Column
+from megatron_rl.failures import lived
 from megatron_rl.ports import Evaluation, StepRecord
 from megatron_rl.telemetry.metrics import batch_metrics
 
@@ -48,10 +49,11 @@ class Totals:
 
     def point(self, record: StepRecord, batch: Batch, tokens: int) -> Point:
         """The step's point, at the totals it brings about. The loop's own metrics win over what the batch says."""
+        living = batch.where(lived(batch))
         return Point(
             step=record.step,
-            epoch=_newest(batch, EPOCH),
-            version=_newest(batch, VERSION),
+            epoch=_newest(living, EPOCH),
+            version=_newest(living, VERSION),
             rollouts=record.rollouts,
             tokens=tokens,
             total_tokens=self.tokens + tokens,

@@ -87,6 +87,16 @@ def test_rows_that_all_stay_and_parts_without_rows_cost_no_copy():
     assert (len(joined), joined.metrics) == (4, {"a": 1.0, "b": 2.0})
 
 
+def test_rows_behind_others_come_under_their_columns_and_lack_what_nobody_wrote():
+    batch = small().with_metrics({"a": 1})
+    other = Batch.of({GROUP: [9], TOKENS: [[]], LOSS_WEIGHT: [2.0]}).with_metrics({"a": 3, "b": 2})
+    both = batch.followed_by(other)
+    assert (both.table.column_names, both.metrics) == (batch.table.column_names, batch.metrics)
+    assert (both[GROUP].tolist(), both[PROMPT_ID][4], both[REWARD][4].item()) == ([7, 3, 7, 3, 9], "", 0.0)
+    assert Batch.of({TOKENS: [[1]], SAMPLER_LOGPROBS: [[-1.0]]}).followed_by(other)[SAMPLER_LOGPROBS].length_B[1] == 0
+    assert both.where(torch.arange(5) < 4) == batch
+
+
 def test_parquet_returns_an_equal_batch(tmp_path):
     batch = small().with_metrics({"judge/right": 0.5})
     batch.write_parquet(tmp_path / "batch.parquet")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import FINISH, SAMPLER_LOGPROBS, TOKENS
+from megatron_rl.batch.columns import FINISH, SAMPLER_LOGPROBS, SEED, TOKENS
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ports import RolloutEngine
@@ -97,6 +97,18 @@ class FaultyEngine:
 
     def close(self) -> None:
         self.engine.close()
+
+
+class LosesSome(FaultyEngine):
+    """Does not give back this share of the rollouts, by their seeds: the same ones whenever they are asked for."""
+
+    def __init__(self, engine: RolloutEngine, share: float) -> None:
+        super().__init__(engine, {})
+        self.share = share
+
+    def generate(self, batch: Batch, sampling: Sampling | None = None) -> Batch:
+        rollouts = super().generate(batch, sampling)
+        return rollouts.where(rollouts.numbers(SEED) % 1000 >= 1000 * self.share)
 
 
 FAULTS: Mapping[str, tuple[Fault, tuple[int, ...], str]] = {

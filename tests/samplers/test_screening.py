@@ -1,15 +1,17 @@
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import CORRECT, GROUP, LOSS_MASK, PHASE, PROMPT_ID, SLOT, VERSION
+from megatron_rl.batch.columns import CORRECT, GROUP, KEPT, LOSS_MASK, PHASE, PROMPT_ID, SLOT, STATUS, VERSION
 from megatron_rl.batch.memory import read_memory, write_memory
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.buffer import GroupBuffer, waiting_rollouts
+from megatron_rl.pipeline import chain
 from megatron_rl.ports import Context
 from megatron_rl.samplers.screening import Screening
 from megatron_rl.stages.screen import Screen
@@ -27,8 +29,9 @@ class Letters(NumberedPrompts):
 class Machine:
     """Sampler, stage and buffer as the loop puts them together, with outcomes given by `correct(prompt, slot)`."""
 
-    def __init__(self, sampler, stage, prompts, correct):
-        self.sampler, self.stage, self.prompts, self.correct = sampler, stage, prompts, correct
+    def __init__(self, sampler, stage, prompts, correct, fails=lambda: False):
+        self.sampler, self.prompts, self.correct, self.fails = sampler, prompts, correct, fails
+        self.stage, self.failed = chain([("screen", stage)]), None
         self.buffer = GroupBuffer(prompts=sampler.prompts)
         self.memory, self.buffered, self.version = None, None, 0
         self.events, self.waves = [], 0
@@ -41,15 +44,20 @@ class Machine:
         outcome = [self.correct(p, s) for p, s in zip(wave[PROMPT_ID], wave[SLOT].tolist(), strict=True)]
         one_B = torch.ones(len(wave), dtype=torch.int64)
         judged = wave.with_columns(
-            correct=outcome, version=one_B * self.version, loss_mask=Ragged.from_lengths(one_B, one_B)
+            correct=outcome,
+            status=["failed" if self.fails() else "ok" for _ in outcome],
+            version=one_B * self.version,
+            loss_mask=Ragged.from_lengths(one_B, one_B),
         )
         names = {
             phase: list(dict.fromkeys(p for p, at in zip(wave[PROMPT_ID], wave[PHASE], strict=True) if at == phase))
             for phase in ("screen", "continue")
         }
         self.events.append({"kind": "generate", **names, "rollouts": len(wave)})
-        passed, memory = self.stage(judged, memory, self.context())
-        self.memory = self.sampler.observe(passed, memory, self.context())
+        memories = {"screening": memory, "failed": self.failed}
+        passed, memories = self.stage(judged, memories, self.context())
+        self.memory = self.sampler.observe(passed, memories["screening"], self.context())
+        self.failed = memories.get("failed")
         self.buffered = self.buffer.push(self.buffered, passed)
         self.waves += 1
 
@@ -107,11 +115,21 @@ def simulated(steps, at_every_step=lambda _: None, **changes):
 
 
 def unaccounted(machine):
-    """Prompts screened less those rejected, pending, ready, trained and expired, at this moment."""
+    """Prompts drawn less those rejected, pending, ready, trained and expired, at this moment."""
     pending, counts = machine.memory["pending"], machine.buffered
     waiting = 0 if pending is None else len(pending) // 3
     rejected, trained, ready = counts["filtered"] // 3, counts["yielded"] // 8, waiting_rollouts(counts) // 8
     return machine.memory["drawn"] - rejected - waiting - ready - trained - machine.memory["expired"]
+
+
+class CountsGroups(GroupBuffer):
+    """Remembers which groups it was given, and which of them are not to be trained on."""
+
+    seen: ClassVar[dict[int, bool]] = {}
+
+    def push(self, memory, wave):
+        self.seen.update(zip(wave[GROUP].tolist(), wave[KEPT].tolist(), strict=True))
+        return super().push(memory, wave)
 
 
 def test_screened_prompts_are_rejected_pending_ready_or_trained_at_every_one_of_a_thousand_steps():
@@ -119,6 +137,37 @@ def test_screened_prompts_are_rejected_pending_ready_or_trained_at_every_one_of_
     machine = simulated(1000, at_every_step=lambda machine: left_over.append(unaccounted(machine)))
     assert left_over == [0] * 1000
     assert machine.memory["drawn"] > 4000
+
+
+def test_where_rollouts_fail_prompts_are_failed_too_and_none_is_missing_at_any_step():
+    draw = np.random.default_rng(1)
+    sampler = Screening(prompts=4, screened=8, screen=3, more=5, max_age=3)
+    machine = Machine(sampler, Screen(), NumberedPrompts(50), noisy(), lambda: draw.random() < 0.5)
+    machine.buffer, trained = CountsGroups(prompts=4), 0
+    machine.buffer.seen.clear()
+    for _ in range(60):
+        batch = machine.next_batch()
+        trained += 4
+        assert set(batch[STATUS]) == {"ok"}
+        for group in batch.groups():
+            screening = group.where(torch.tensor([phase == "screen" for phase in group[PHASE]]))
+            assert 0 < int(screening[CORRECT].sum()) < len(screening) < len(group)
+        pending, waiting = machine.memory["pending"], machine.buffered["waiting"]
+        rejected = list(machine.buffer.seen.values()).count(0)
+        held = sum(len(set(rows[GROUP].tolist())) for rows in (pending, waiting) if rows is not None)
+        left = machine.memory["screened"] - rejected - held - trained - machine.memory["expired"]
+        assert left == 0
+    failed = machine.memory["drawn"] - machine.memory["screened"]
+    wave, _ = machine.sampler.draw(machine.memory, machine.context())
+    assert wave.metrics["screening/failed"] == failed > 0
+
+
+def test_a_memory_of_before_failed_prompts_were_counted_has_none():
+    memory = {"drawn": 5, "pending": None, "expired": 0}
+    context = Context(step=0, version=0, seed=0, machines={"prompts": NumberedPrompts(9)})
+    wave, memory = Screening().draw(memory, context)
+    assert wave.metrics["screening/failed"] == 0
+    assert memory["screened"] == 5
 
 
 def test_training_order_is_acceptance_order():

@@ -63,6 +63,28 @@ def test_one_wave_completes_some_prompts_and_screens_others():
     assert passed.metrics["screen/continued_mean"] == 0.5
 
 
+def test_of_prompts_with_failed_rollouts_the_living_ones_decide():
+    judged = wave("screen", [0, 1, 2], [1, 0, 1, 1, 0, 0, 1, 0, 0]).take(torch.tensor([0, 1, 4, 5]))
+    passed, memory = Screen()(judged, None, CONTEXT)
+    assert (memory["pending"][GROUP].tolist(), memory["screened"]) == ([0, 0], 2)
+    assert (passed[GROUP].tolist(), passed[KEPT].tolist()) == ([1, 1], [0, 0])
+    passed, memory = Screen()(wave("continue", [0], [1]), memory, CONTEXT)
+    assert (passed[GROUP].tolist(), memory["screened"]) == ([0, 0, 0], 2)
+
+
+def test_a_prompt_of_whose_continuation_nothing_came_back_waits_on():
+    _, memory = Screen()(wave("screen", [4, 2], [1, 0, 0, 1]), None, CONTEXT)
+    both = Batch.concat([wave("continue", [2], [1, 1]), wave("screen", [5], [1, 0])])
+    passed, memory = Screen()(both, memory, CONTEXT)
+    assert passed[GROUP].tolist() == [2] * 4
+    assert memory["pending"][GROUP].tolist() == [4, 4, 5, 5]
+    assert passed.metrics["screen/pending"] == 2
+    passed, memory = Screen()(wave("screen", [6], [1, 0]), memory, CONTEXT)
+    assert (len(passed), memory["pending"][GROUP].tolist()) == (0, [4, 4, 5, 5, 6, 6])
+    passed, memory = Screen()(wave("continue", [4, 5, 6], [1, 1, 1]), memory, CONTEXT)
+    assert (passed[GROUP].tolist(), memory["pending"]) == ([4] * 3 + [5] * 3 + [6] * 3, None)
+
+
 def test_rejected_rollouts_keep_their_mask_when_those_of_accepted_prompts_lose_it():
     stage = Screen(loss_rollouts="continuation")
     _, memory = stage(wave("screen", [0], [1, 0]), None, CONTEXT)

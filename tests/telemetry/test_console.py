@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -56,6 +57,19 @@ def test_an_evaluation_is_one_line_a_source_with_its_intervals(tmp_path):
     ]
     assert [line.split()[4] for line in lines] == ["arithmetic", "knights"]
     assert all(line.count("%, ") == 3 for line in lines)
+
+
+def test_rollouts_that_failed_are_told_with_a_reason(tmp_path):
+    view = ConsoleView(console=Console(file=io.StringIO(), width=200, color_system=None), sample_every=0)
+    view.start(RunFacts(folder=tmp_path / "toy", step=0, steps=9))
+    batch = rollout_batch(1, groups=1, samples=2)
+    failed = batch.with_columns(status=["ok", "failed"], error=["", "the engine died\nin the middle"])
+    view.step(Totals().point(step_record(1), failed, tokens=60), failed)
+    found = evaluation(1)
+    view.evaluation(replace(found, metrics={**found.metrics, "knights/failed": 3.0, "knights/short_prompts": 2.0}))
+    text = view._console.file.getvalue()
+    assert "after step 1: 1 rollouts failed and were left out; one says: the engine died\n" in text
+    assert "evaluation after step 1: knights  3 answers failed and were left out, of 2 prompts\n" in text
 
 
 def test_a_sample_cannot_steer_the_terminal_nor_use_markup(tmp_path):

@@ -29,6 +29,11 @@ def test_stage_metrics_are_kept_and_the_loop_has_the_last_word():
     assert point.metrics["reward/std"] == 0.5
 
 
+def test_a_rollout_that_failed_makes_no_point_newer():
+    mixed = BATCH.with_columns(status=["ok", "failed"])
+    assert Totals().point(record(), mixed, tokens=0).version == 6
+
+
 def test_flat_and_back_is_the_same_point():
     point = Totals(tokens=5, seconds=0.25).point(record(loss=0.5), BATCH, tokens=3)
     assert point_of(flat(point)) == point

@@ -20,7 +20,6 @@ from megatron_rl.batch.columns import (
     RESPONSE_TEXT,
     SAMPLER_LOGPROBS,
     SLOT,
-    STATUS,
     TOKENS,
 )
 from megatron_rl.batch.memory import Memory
@@ -41,7 +40,7 @@ class Remember:
 
     slot: ClassVar[str] = "drafts"
     requires: ClassVar = {"drafts.reuse": "nothing else reads the drafts, and it opens the memory they are kept in"}
-    reads = (*CACHED, STATUS)
+    reads = CACHED
     writes = ()
     uses: ClassVar[tuple[str, ...]] = ("engine",)
 
@@ -55,8 +54,7 @@ class Remember:
         wave = batch.with_columns(group=[group for _, _, group in keys])
         if memory["side"] == "actor":
             wave = wave.with_columns(sampler_logprobs=context.actor.score(batch))
-        lived_B = torch.tensor([status == "ok" for status in batch.strings(STATUS)], dtype=torch.bool)
-        fresh = wave.where(lived_B).select(CACHED)
+        fresh = wave.select(CACHED)
         if isinstance(memory["laws"], int):
             laws = shown(context.engine).laws(fresh, memory["laws"])
             fresh = fresh.with_columns({DRAFT_LAW_TOKENS: laws.tokens, DRAFT_LAW_LOGPROBS: laws.logprobs})

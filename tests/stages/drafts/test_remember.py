@@ -1,6 +1,7 @@
 import pytest
+import torch
 
-from megatron_rl.batch.columns import EPOCH, PROMPT_ID, STATUS, TOKENS
+from megatron_rl.batch.columns import EPOCH, PROMPT_ID, TOKENS
 from megatron_rl.ports import Context
 from megatron_rl.stages.drafts.remember import Remember
 from tests.fakes.chain_engine import MarkovEngine, random_law
@@ -27,13 +28,13 @@ def test_prompts_not_drawn_keep_their_drafts_until_they_are_too_old():
     assert set(memory["cache"][EPOCH].tolist()) == {3}
 
 
-def test_failed_rollouts_are_no_drafts():
+def test_a_rollout_that_failed_and_so_is_not_seen_leaves_its_draft_as_it_was():
     engine = MarkovEngine(random_law(0))
-    batch, memory = wave(engine, None, 0)
-    failed = batch.with_columns({STATUS: ["failed"] + ["ok"] * 11})
-    context = Context(step=0, version=0, seed=1, machines={"actor": engine, "engine": engine})
-    _, memory = Remember()(failed, memory, context)
-    assert len(memory["cache"]) == 11
+    _, memory = wave(engine, None, 0)
+    batch, _ = wave(engine, memory, 1)
+    context = Context(step=1, version=0, seed=1, machines={"actor": engine, "engine": engine})
+    _, memory = Remember()(batch.take(torch.arange(1, 12)), memory, context)
+    assert sorted(memory["cache"][EPOCH].tolist()) == [0] + [1] * 11
 
 
 def test_without_reuse_before_it_it_says_so():

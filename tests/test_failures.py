@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from megatron_rl.batch.batch import Batch
+from megatron_rl.batch.columns import ERROR, GROUP, REWARD, STATUS
+from megatron_rl.batch.memory import read_memory, write_memory
+from megatron_rl.failures import leave, lived, refuse_silence, tell
+
+
+def wave(status: str, groups: str = "0011") -> Batch:
+    """One rollout a letter: o came to an end, x failed."""
+    return Batch.of(
+        {
+            GROUP: [int(group) for group in groups],
+            STATUS: ["ok" if letter == "o" else "failed" for letter in status],
+            ERROR: ["" if letter == "o" else f"rollout {row} was lost" for row, letter in enumerate(status)],
+        }
+    )
+
+
+def test_where_nobody_has_said_so_nothing_has_failed():
+    batch = Batch.of({GROUP: [0, 1]})
+    assert lived(batch).tolist() == [True, True]
+    assert leave(batch, None) == (batch, None)
+
+
+def test_the_living_go_on_as_they_are_and_cost_nothing_where_all_live():
+    batch = wave("oooo")
+    living, memory = leave(batch, None)
+    assert living is batch
+    assert memory is None
+
+
+def test_a_group_lives_on_with_those_that_came_to_an_end_and_is_lost_with_the_last():
+    living, memory = leave(wave("oxxx").with_metrics({"told": 1}), None)
+    assert (living[GROUP].tolist(), living.metrics) == ([0], {"told": 1.0})
+    assert memory["rows"][ERROR] == ["rollout 1 was lost", "rollout 2 was lost", "rollout 3 was lost"]
+    assert (memory["rollouts"], memory["groups"], memory["silent"]) == (3, 1, 0)
+
+
+def test_what_failed_is_told_once_and_counted_for_ever(tmp_path):
+    _, memory = leave(wave("ooxx"), None)
+    _, memory = leave(wave("ooox").with_columns({REWARD: [1.0] * 4}), memory)
+    write_memory(memory, tmp_path)
+    told = tell(read_memory(tmp_path))
+    assert told.rows[GROUP].tolist() == [1, 1, 1]
+    assert told.metrics == {"failed/rollouts": 3.0, "failed/groups": 1.0, "failed/total": 3.0}
+    assert tell(told.memory).rows is None
+    assert tell(told.memory).metrics == {"failed/rollouts": 0.0, "failed/groups": 0.0, "failed/total": 3.0}
+    assert tell(None) == (None, {}, None)
+
+
+def test_an_engine_of_which_nothing_comes_is_refused_with_the_reason():
+    _, memory = leave(wave("xxxx"), None)
+    refuse_silence(None, 1, step=3)
+    refuse_silence(memory, 3, step=3)
+    _, memory = leave(wave("xxxx"), memory)
+    with pytest.raises(RuntimeError, match=r"step 3: none of the rollouts of 4 groups in a row .*rollout 3 was lost"):
+        refuse_silence(memory, 3, step=3)
+
+
+@pytest.mark.parametrize("after", ["oooo", "xxxo"])
+def test_one_rollout_that_comes_to_an_end_ends_the_silence(after):
+    _, memory = leave(wave("xxxx"), None)
+    _, memory = leave(wave(after), memory)
+    refuse_silence(memory, 2, step=0)
+
+
+def test_a_wave_of_no_rows_is_no_sign_of_life():
+    _, memory = leave(wave("xxxx"), None)
+    assert leave(wave("oooo").where(torch.zeros(4, dtype=torch.bool)), memory)[1] == memory
+
+
+def test_a_memory_that_is_none_of_its_own_is_refused():
+    with pytest.raises(TypeError, match="a mapping"):
+        tell([1])
+    with pytest.raises(TypeError, match="whole numbers"):
+        tell({"rows": None, "groups": 0.5, "rollouts": 0, "silent": 0})
