@@ -29,6 +29,7 @@ from megatron_rl.reshard.engines import huggingface_layout
 from megatron_rl.reshard.layout import LayoutError, ModelShape
 from megatron_rl.reshard.placement import together
 from megatron_rl.reshard.plan import plan
+from megatron_rl.reshard.ring import memory_folder
 from megatron_rl.reshard.sync import DeliverySync, InProcessSync
 from megatron_rl.reshard.transport import Exchange, SyncReport
 from megatron_rl.rollout.embedded import EmbeddedEngine
@@ -136,7 +137,9 @@ class Apart:
             engine.expect(source_of(self._shape, self.settings), sync.send, group.address if is_network else meeting)
             inlet: Closeable = engine
         else:
-            inlet = EmbeddedInlet.of(engine, self._route(engine, meeting))
+            route = self._route(engine, meeting)
+            machines.remove_also(memory_folder() / route.key)
+            inlet = EmbeddedInlet.of(engine, route)
             sync = RemoteSync(group=group, inlet=inlet)
         critic = group.critic if self.origin.critic else None
         return Cast(actor=group, weights=sync, critic=critic, others={"inlet": inlet, "cluster": machines})

@@ -25,7 +25,7 @@ def start_ranks(
         for rank, seat in enumerate(placement.ranks)
     ]
     actors = [_host(post, machines.ids[seat.node]) for post, seat in zip(posts, placement.ranks, strict=True)]
-    beats = _first_beats(actors, settings.start_s)
+    beats = _first_beats(machines, actors, settings.start_s)
     members = [
         Member(
             rank=post.rank,
@@ -55,14 +55,16 @@ def _host(post: Post, node_id: str) -> ActorHandle:
     return kind.options(num_cpus=0, num_gpus=0, max_restarts=0, scheduling_strategy=there).remote(post)
 
 
-def _first_beats(actors: list[ActorHandle], timeout_s: float) -> list[Beat]:
+def _first_beats(machines: Machines, actors: list[ActorHandle], timeout_s: float) -> list[Beat]:
     refs = [actor.beat.remote() for actor in actors]
     ready, late = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
     if late:
         ranks = [refs.index(ref) for ref in late]
-        raise RankFailure(f"the processes of ranks {ranks} did not start in {timeout_s:g} s; see Ray's own logs.")
+        logs = machines.keep_logs()
+        raise RankFailure(f"the processes of ranks {ranks} did not start in {timeout_s:g} s; Ray's logs are in {logs}.")
     try:
         beats: list[Beat] = ray.get(ready)
     except RayActorError as error:
-        raise RankFailure(f"the process of a rank could not start: {error}") from None
+        logs = machines.keep_logs()
+        raise RankFailure(f"the process of a rank could not start: {error}; Ray's logs are in {logs}.") from None
     return beats

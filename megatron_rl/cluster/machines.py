@@ -6,14 +6,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
 from megatron_rl.cluster.placement import Node
+from megatron_rl.cluster.warden import Warden
 from megatron_rl.reshard.layout import LayoutError
 
 # Ray would otherwise tell its makers about every run.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+
+
+LET_GO_S = 10.0
+"""How long a cluster may still be held by a job that has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +28,26 @@ class Machines:
 
     nodes: tuple[Node, ...]
     ids: tuple[str, ...]
+    warden: Warden | None = None
+    """Of a Ray that this process started."""
 
     def close(self) -> None:
-        """Leaves Ray; a Ray that this process started ends with everything it started."""
+        """Leaves Ray; a Ray that this process started ends with everything it started, and leaves no file."""
         ray.shutdown()
+        if self.warden is not None:
+            self.warden.close()
+
+    def remove_also(self, prefix: Path) -> None:
+        """Files of this machine that go with the run, also where the driver is killed, if Ray is the run's own."""
+        if self.warden is not None:
+            self.warden.remove_also(prefix)
+
+    def keep_logs(self) -> str:
+        """What Ray itself wrote stays; says where."""
+        if self.warden is None:
+            return "the folder of the cluster that was joined"
+        self.warden.keep_folder()
+        return str(self.warden.folder)
 
 
 def open_machines(address: str, expected: int = 0, timeout_s: float = 120.0) -> Machines:
@@ -34,18 +56,20 @@ def open_machines(address: str, expected: int = 0, timeout_s: float = 120.0) -> 
     The nodes of an allocation join one after the other: `expected` machines are waited for.
     """
     os.environ.update(QUIET)
+    warden = None if address else Warden()
     with _own_signals():
-        if address:
+        if warden is None:
             ray.init(address=address, log_to_driver=False, logging_level="error")
         else:
-            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
-    machines, end = _found(), time.monotonic() + (timeout_s if address else 0.0)
+            own = {"include_dashboard": False, "_temp_dir": str(warden.folder)}
+            ray.init(address="local", log_to_driver=False, logging_level="error", **own)
+    machines, end = _found(warden), time.monotonic() + (timeout_s if address else 0.0)
     while len(machines.nodes) < expected and time.monotonic() < end:
         time.sleep(0.2)
-        machines = _found()
+        machines = _found(warden)
     try:
         _check_there(machines, expected, timeout_s)
-        _check_free(address)
+        _check_free(address, LET_GO_S)
     except LayoutError:
         machines.close()
         raise
@@ -64,7 +88,7 @@ def _own_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, on_term)
 
 
-def _found() -> Machines:
+def _found(warden: Warden | None) -> Machines:
     """The driver's own machine first, then by name, so that the same allocation gives the same placement."""
     own = ray.get_runtime_context().get_node_id()
     alive = [entry for entry in ray.nodes() if entry["Alive"]]
@@ -77,7 +101,7 @@ def _found() -> Machines:
         )
         for entry in alive
     )
-    return Machines(nodes=nodes, ids=tuple(entry["NodeID"] for entry in alive))
+    return Machines(nodes=nodes, ids=tuple(entry["NodeID"] for entry in alive), warden=warden)
 
 
 def _check_there(machines: Machines, expected: int, timeout_s: float) -> None:
@@ -89,12 +113,20 @@ def _check_there(machines: Machines, expected: int, timeout_s: float) -> None:
         )
 
 
-def _check_free(address: str) -> None:
-    total, free = ray.cluster_resources(), ray.available_resources()
-    for what in ("GPU", "CPU"):
-        held = total.get(what, 0) - free.get(what, 0)
-        if held > 0:
+def _check_free(address: str, patience_s: float) -> None:
+    """What a job that has just ended held takes Ray a moment to let go."""
+    end = time.monotonic() + patience_s
+    while any((held := _held()).values()) and time.monotonic() < end:
+        time.sleep(0.2)
+    for what, count in held.items():
+        if count:
             raise LayoutError(
-                f"another job holds {held:g} of the {total[what]:g} {what}s of the Ray cluster at '{address}'; a run "
-                "needs its machines for itself, so wait for the job or give cluster.address another cluster."
+                f"another job holds {count:g} of the {ray.cluster_resources()[what]:g} {what}s of the Ray cluster at "
+                f"'{address}'; a run needs its machines for itself, so wait for the job or give cluster.address "
+                "another cluster."
             )
+
+
+def _held() -> dict[str, float]:
+    total, free = ray.cluster_resources(), ray.available_resources()
+    return {what: max(0.0, total.get(what, 0) - free.get(what, 0)) for what in ("GPU", "CPU")}

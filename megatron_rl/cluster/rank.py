@@ -22,12 +22,13 @@ from torch._C._distributed_c10d import TCPStore
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.ports import NotFinite, Objective, Policy, Update
+from megatron_rl.reshard.digest import TransferError
 from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.reshard.transport import Exchange, Sources, SyncReport
 from megatron_rl.spec.schema import SpecError
 
 T = TypeVar("T")
-TOLD = (NotFinite, SpecError, LayoutError)
+TOLD = (NotFinite, SpecError, LayoutError, TransferError)
 """Failures that say all there is to say, whichever rank raises them first; others need their traceback."""
 STACKS = signal.SIGUSR1
 """Writes the stacks of all threads into the rank's log, whatever the process is doing."""

@@ -1,14 +1,14 @@
 """The weight sync of a run whose actor's ranks are processes of their own."""
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from megatron_rl.cluster.rank import WeightRoute
 from megatron_rl.cluster.worker_group import WorkerGroup
-from megatron_rl.reshard.sync import report_metrics
+from megatron_rl.reshard.digest import TransferError
+from megatron_rl.reshard.sync import beside, report_metrics, sent_until_received
 from megatron_rl.reshard.transport import SyncReport
 
 
@@ -34,13 +34,21 @@ class RemoteSync:
     reports: list[SyncReport] = field(default_factory=list)
 
     def publish(self, version: int) -> int:
-        route = self.inlet.begin(version)
-        received = _beside(lambda: self.inlet.finish(version))
-        self.group.publish(version, route).finish(received)
         # What arrived is all that was sent.
-        self.reports = [received.result(self.group.settings.publish_s)]
+        self.reports = [sent_until_received(lambda: self._publish(version))]
         self.inlet.serve(version)
         return version
+
+    def _publish(self, version: int) -> SyncReport:
+        route, wait_s = self.inlet.begin(version), self.group.settings.publish_s
+        received = beside(lambda: self.inlet.finish(version))
+        try:
+            self.group.publish(version, route).finish(received)
+        except TransferError:
+            # The ranks stopped sending and live; whoever was lost says why.
+            received.result(wait_s)
+            raise
+        return received.result(wait_s)
 
     def send(self, route: WeightRoute, version: int) -> None:
         """Sends the weights as they are now once more, to processes that took the place of others."""
@@ -49,17 +57,3 @@ class RemoteSync:
     @property
     def metrics(self) -> Mapping[str, float]:
         return {name: value for report in self.reports for name, value in report_metrics(report).items()}
-
-
-def _beside(call: Callable[[], SyncReport]) -> Future[SyncReport]:
-    """Runs beside the caller. A daemon, so that a wait for ranks that are gone keeps no process from ending."""
-    future: Future[SyncReport] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:  # noqa: BLE001  # given to whoever asks for the result
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="receive", daemon=True).start()
-    return future

@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError, RayError
 from megatron_rl.cluster.heartbeat import Heartbeat
 from megatron_rl.cluster.member import Member, dump_stacks
 from megatron_rl.cluster.rank import Answer
+from megatron_rl.reshard.digest import TransferError
 
 T = TypeVar("T")
 GRACE_S = 5.0
@@ -55,7 +56,9 @@ class Watch:
         if failed:
             first = failed[0][1]
             error, failure = answers[first].error, answers[first].failure.rstrip()
-            raise error or self.give_up(f"{self.members[first]} failed first, in '{what}':\n{failure}")
+            if error is None or (isinstance(error, TransferError) and len(answers) < len(refs)):
+                raise self.give_up(f"{self.members[first]} failed first, in '{what}':\n{failure}")
+            raise error
         return [answers[rank].result for rank in range(len(refs))]
 
     def expect_answers(self) -> None:
@@ -91,12 +94,15 @@ class Watch:
                 answers[rank] = self._answer(what, self.members[rank], ref)
                 if answers[rank].failure:
                     deadline = min(deadline, time.monotonic() + GRACE_S)
-            if beside is not None and beside.done() and (error := beside.exception()) is not None:
-                dump_stacks(self.members)
-                raise self.give_up(f"'{what}' failed in the driver: {error}") from error
+            if (error := _failure_of(beside)) is not None:
+                # A transfer that failed is given up by the ranks too, which then live on and may send once more.
+                grace_s = GRACE_S if isinstance(error, TransferError) else 0.0
+                deadline = min(deadline, time.monotonic() + grace_s)
         self._raise_if_lost(what)
         if waiting and not any(answer.failure for answer in answers.values()):
             dump_stacks(self.members)
+            if (error := _failure_of(beside)) is not None:
+                raise self.give_up(f"'{what}' failed in the driver: {error}") from error
             late = "; ".join(str(self.members[rank]) for rank in waiting.values())
             raise self.give_up(f"'{what}' was given {timeout_s:g} s and took longer on {late}; all stacks were saved")
         return answers
@@ -129,3 +135,7 @@ class Watch:
     def _interrupt(self, _: int, __: FrameType | None) -> None:
         if not self._is_waiting and not self.is_over:
             raise self.give_up(self._found)
+
+
+def _failure_of(beside: Future[T] | None) -> BaseException | None:
+    return beside.exception() if beside is not None and beside.done() else None

@@ -15,6 +15,7 @@ from megatron_rl.batch.columns import TOKENS
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.cluster.rank import Post
 from megatron_rl.ports import NotFinite, Policy, Update
+from megatron_rl.reshard.digest import TransferError
 from megatron_rl.reshard.transport import SyncReport
 
 
@@ -70,6 +71,8 @@ class Echo:
         (folder / f"{self.post.rank}").read_text()
 
     def publish(self, version: int, route: object) -> SyncReport:
+        if route == "broken":
+            raise TransferError("the sync was given up")
         return SyncReport(version=version, bytes=0, bound=0, local_bytes=0, messages=self.post.rank, seconds=0.0)
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ def test_machines_that_another_job_uses_are_refused(machines, two_nodes):
     held = ray.remote(num_cpus=1)(Holder).remote()
     ray.get(held.ready.remote())
     with pytest.raises(LayoutError, match=r"another job holds 1 of the 4 CPUs of the Ray cluster"):
-        own._check_free(two_nodes)
+        own._check_free(two_nodes, 0.0)
     ray.kill(held)
 
 

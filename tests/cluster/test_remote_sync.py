@@ -2,6 +2,7 @@ import pytest
 
 from megatron_rl.cluster.remote_sync import RemoteSync
 from megatron_rl.cluster.watch import RankFailure
+from megatron_rl.reshard.digest import ReceiverLost
 from megatron_rl.reshard.transport import SyncReport
 
 
@@ -36,3 +37,25 @@ def test_a_version_that_did_not_arrive_is_not_served(start):
     with pytest.raises((RankFailure, ConnectionError), match="the wire is cut"):
         RemoteSync(group=start(), inlet=inlet).publish(7)
     assert inlet.served == []
+
+
+class Broken(Inlet):
+    """Loses whoever receives in the first sync, over a route that the ranks give up as well."""
+
+    routes = ("broken", "whole")
+
+    def begin(self, version: int) -> str:
+        self.route, *self.routes = self.routes
+        return self.route
+
+    def finish(self, version: int) -> SyncReport:
+        if self.route == "broken":
+            raise ReceiverLost("group 0 died")
+        return super().finish(version)
+
+
+def test_ranks_outlive_a_sync_whose_receiver_died_and_send_once_more(start):
+    inlet = Broken(fails=False)
+    sync = RemoteSync(group=start(), inlet=inlet)
+    assert sync.publish(7) == 7
+    assert inlet.served == [7]
