@@ -62,6 +62,7 @@ def train(spec: RunSpec, budget: Budget | None = None) -> str:
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         if not isinstance(error, SpecError):  # a wrong request says nothing of the run
+            error.add_note(f"{run.step} steps were done, and the driver was in '{run.phase}'.")
             _keep_traceback(run.folder)
         raise
     finally:

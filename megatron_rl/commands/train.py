@@ -53,7 +53,8 @@ def _trained(spec: RunSpec, budget: Budget | None, again: str) -> int:
     except SpecError:
         raise
     except launch.FAILURES as error:
-        print(f"the run in {folder} failed: {error}", file=sys.stderr)
+        # What was known first; the failure itself, with the first failing rank's traceback, stands last.
+        print(*getattr(error, "__notes__", []), f"the run in {folder} failed: {error}", sep="\n", file=sys.stderr)
         return FAILED
     return DONE
 
