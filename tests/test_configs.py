@@ -23,7 +23,8 @@ CHANGES = {
 }
 
 TOLD = {
-    "jspo": "shrinkage/ weight_mean weight_min weight_max noise_mean spread_mean constant_share square_ratio",
+    "jspo": "shrinkage/ weight_mean weight_min weight_max noise_mean noise_min noise_max "
+    "spread_mean spread_min spread_max constant_share square_ratio",
     "a_star_po": "optimal_value/ mean advantage_mean advantage_square unsolved_share reference_rollouts",
     "speed": "screen/ accepted_share screened continued discarded pending accepted_mean continued_mean",
     "spec_rl": "drafts/ reused_share whole_share cut_mean cut_p10 cut_p50 cut_p90 log_ratio_mean rejection_mean "
@@ -49,11 +50,13 @@ ALSO = {
         "buffer/age_max",
         "buffer/stale",
         "screening/expired",
+        "buffer/filtered",
         "correction",
     ),
     "grpo_asynchronous": ("stretch/begun", "stretch/resumed_share", "stretch/versions_max", "correction"),
     "pspo": ("importance_weight/raw_max", "importance_weight/mean", "smoothed_stats/drift_mean"),
     "ppo": ("generalised_advantage/explained",),
+    "dapo": ("buffer/pushed", "buffer/filtered", "overlong_penalty/mean"),
 }
 
 
@@ -105,6 +108,11 @@ def assert_same(straight: Path, broken: Path, steps: int) -> None:
         assert rollouts(straight, step).table.equals(rollouts(broken, step).table)
 
 
+def promised(name: str) -> set[str]:
+    prefix, *names = TOLD.get(name, "").split() or [""]
+    return {*(prefix + each for each in names), *ALSO.get(name, ())}
+
+
 def told(run: Path) -> set[str]:
     """The names of all numbers that the steps of a run told."""
     points = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -122,14 +130,19 @@ def test_it_is_at_most_twenty_five_lines(config):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_what_its_runs_tell_stands_in_the_documentation(config):
+    page = (SHIPPED.parent / "docs" / "metrics.md").read_text()
+    assert [name for name in sorted(promised(config.stem)) if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_it_trains_and_a_stop_changes_nothing(config, data, tmp_path):  # noqa: F811
     more = with_values(config, data, tmp_path)
     launch.train(small(config, data, tmp_path / "straight", *more))
     launch.train(small(config, data, tmp_path / "broken", *more, "schedule.steps=2"))
     launch.train(small(config, data, tmp_path / "broken", *more))
     straight, broken = halves(config, tmp_path)
-    prefix, *names = TOLD.get(config.stem, "").split() or [""]
-    assert {*(prefix + name for name in names), *ALSO.get(config.stem, ())} <= told(straight)
+    assert promised(config.stem) <= told(straight)
     assert_same(straight, broken, 4)
 
 

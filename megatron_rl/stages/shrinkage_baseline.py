@@ -33,10 +33,9 @@ class ShrinkageBaseline:
             if plain_square
             else 1.0,
             "shrinkage/constant_share": float((variance_G == 0).double().mean()),
-            "shrinkage/weight_mean": float(shrunk.weight_G.mean()),
-            "shrinkage/weight_min": float(shrunk.weight_G.min()),
-            "shrinkage/weight_max": float(shrunk.weight_G.max()),
-            "shrinkage/noise_mean": float(shrunk.noise_G.mean()),
-            "shrinkage/spread_mean": float(shrunk.spread_G.mean()),
         }
+        of_prompts = {"weight": shrunk.weight_G, "noise": shrunk.noise_G, "spread": shrunk.spread_G}
+        for name, value_G in of_prompts.items():
+            ends = {"mean": value_G.mean(), "min": value_G.min(), "max": value_G.max()}
+            metrics |= {f"shrinkage/{name}_{end}": float(value) for end, value in ends.items()}
         return batch.with_columns(baseline=shrunk.baseline_B).with_metrics(metrics), memory
