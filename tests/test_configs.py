@@ -51,6 +51,7 @@ ALSO = {
         "buffer/stale",
         "screening/expired",
         "buffer/filtered",
+        "screening/drawn",
         "correction",
     ),
     "grpo_asynchronous": ("stretch/begun", "stretch/resumed_share", "stretch/versions_max", "correction"),

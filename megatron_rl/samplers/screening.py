@@ -78,7 +78,10 @@ class Screening:
         size = len(context.prompts.ids)
         picks = list(itertools.islice(stream(context, size, drawn, self.shuffle), self.screened))
         wave = requests(context, picks, self.screen, first_group=drawn, phase="screen")
-        told = {"screening/failed": float(drawn - _whole(state["screened"]))}
+        told = {
+            "screening/failed": float(drawn - _whole(state["screened"])),
+            "screening/drawn": float(drawn + len(picks)),
+        }
         state |= {"drawn": drawn + len(picks)}
         if isinstance(pending, Batch):
             young = self._young_enough(pending, context.version)
