@@ -40,10 +40,13 @@ APART = "cluster.cpus_per_rank=2"
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A run that two tensor-parallel and two pipeline ranks can share."""
+    return small_run(tmp_path_factory.mktemp("data"))
+
+
+def small_run(folder: Path) -> Path:
+    """The configuration of a run that two tensor-parallel and two pipeline ranks can share."""
     import transformers
 
-    folder = tmp_path_factory.mktemp("data")
     torch.manual_seed(0)
     shape = tiny_config().to_dict() | {
         "num_attention_heads": 4,
