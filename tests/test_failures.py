@@ -1,10 +1,16 @@
 import pytest
 import torch
 
+from megatron_rl import launch
+from megatron_rl.accounting import rollouts_of
 from megatron_rl.batch.batch import Batch
-from megatron_rl.batch.columns import ERROR, GROUP, REWARD, STATUS
+from megatron_rl.batch.columns import ERROR, GROUP, REWARD, STATUS, TOKENS
 from megatron_rl.batch.memory import read_memory, write_memory
 from megatron_rl.failures import leave, lived, refuse_silence, tell
+from megatron_rl.spec.load import SHIPPED
+from tests.fakes.faulty_engine import LosesSome
+from tests.test_configs import CONFIGS, assert_same, halves, small, with_values
+from tests.test_launch import data, rollouts  # noqa: F401  # data is a fixture
 
 
 def wave(status: str, groups: str = "0011") -> Batch:
@@ -76,3 +82,43 @@ def test_a_memory_that_is_none_of_its_own_is_refused():
         tell([1])
     with pytest.raises(TypeError, match="whole numbers"):
         tell({"rows": None, "groups": 0.5, "rollouts": 0, "silent": 0})
+
+
+def losing(monkeypatch, share: float) -> None:
+    """Every engine loses this share of the rollouts, greedy ones included: the same ones whenever it is asked."""
+
+    def some(engine, batch, sampling=None):
+        return rollouts_of(LosesSome(engine, share), batch, sampling)
+
+    for module in ("stages.generate", "stages.greedy_baseline"):
+        monkeypatch.setattr(f"megatron_rl.{module}.rollouts_of", some)
+
+
+def trains_though_rollouts_fail(config, data, folder):  # noqa: F811
+    more = with_values(config, data, folder)
+    launch.train(small(config, data, folder / "straight", *more))
+    launch.train(small(config, data, folder / "broken", *more, "schedule.steps=2"))
+    launch.train(small(config, data, folder / "broken", *more))
+    straight, broken = halves(config, folder)
+    assert_same(straight, broken, 4)
+    failed = 0
+    for step in range(1, 5):
+        shown = rollouts(straight, step)
+        lived_B = lived(shown)
+        assert torch.equal(shown.ragged(TOKENS).length_B > 0, lived_B)
+        assert all("was not given back" in error for error in shown.where(~lived_B)[ERROR])
+        failed += int((~lived_B).sum())
+    assert failed > 0
+
+
+@pytest.mark.parametrize("name", ["speed"])
+def test_a_method_trains_on_those_that_live_and_a_stop_changes_nothing(name, data, tmp_path, monkeypatch):  # noqa: F811
+    losing(monkeypatch, 0.3)
+    trains_though_rollouts_fail(SHIPPED / f"{name}.yaml", data, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_method_trains_on_those_that_live_and_a_stop_changes_nothing(config, data, tmp_path, monkeypatch):  # noqa: F811
+    losing(monkeypatch, 0.3)
+    trains_though_rollouts_fail(config, data, tmp_path)
