@@ -86,9 +86,10 @@ def _summed(x_T: Tensor, left_T: Tensor, decay: float) -> Tensor:
 def whiten(x_T: Tensor, mask_T: Tensor) -> Tensor:
     """Live tokens at mean zero and sample variance one (plus 1e-8 under the root); zero elsewhere."""
     live_N = kept(x_T, mask_T)
-    deviation_N = live_N - live_N.mean()
-    variance = deviation_N.dot(deviation_N) / max(len(live_N) - 1, 1)
-    return put_back(deviation_N.mul_(torch.rsqrt(variance + 1e-8)), mask_T)
+    if len(live_N) < 2:
+        return torch.zeros_like(x_T)
+    scale = torch.rsqrt(live_N.var() + 1e-8)  # summed in double precision, as a dot product would not be
+    return put_back((live_N - live_N.mean()).mul_(scale), mask_T)
 
 
 class Tokens(NamedTuple):

@@ -29,8 +29,10 @@ class GeneralisedAdvantage:
     """How far ahead rewards are waited for: 1 takes what came, 0 what the critic says one token on."""
 
     def __call__(self, batch: Batch, memory: None, context: Context) -> tuple[Batch, None]:
-        mask, value_T = batch.ragged(LOSS_MASK), batch.ragged(VALUES).values.double()
-        estimate = outcome_gae(batch.numbers(REWARD), (value_T, mask.offsets), mask.values, self.gamma, self.lam)
+        mask, value_T = batch.ragged(LOSS_MASK), batch.ragged(VALUES).values
+        # Values are of single precision, and wider numbers would cost more in new memory than in arithmetic.
+        reward_B = batch.numbers(REWARD).to(value_T.dtype)
+        estimate = outcome_gae(reward_B, (value_T, mask.offsets), mask.values, self.gamma, self.lam)
         # What the critic had not expected is the advantage.
         left_N, return_N = (kept(each_T, mask.values) for each_T in estimate)
         spread = return_N.var(correction=0) if len(return_N) else torch.zeros(())
