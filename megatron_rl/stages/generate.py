@@ -30,6 +30,7 @@ from megatron_rl.batch.columns import (
 )
 from megatron_rl.batch.memory import Memory
 from megatron_rl.batch.ragged import Ragged
+from megatron_rl.failures import lived
 from megatron_rl.ports import Context
 
 
@@ -81,17 +82,23 @@ class Generate:
 
 
 def _metrics(rollouts: Batch) -> dict[str, float]:
-    length_B = rollouts.ragged(TOKENS).length_B.double()
-    stopped = [finish == "stop" for finish in rollouts.strings(FINISH)]
-    failed = [status == "failed" for status in rollouts.strings(STATUS)]
-    return {
+    """Of those that came to an end, and how many of all did not."""
+    living = rollouts.where(lived(rollouts))
+    length_B = living.ragged(TOKENS).length_B.double()
+    stopped = living.strings(FINISH).count("stop")
+    failed = len(rollouts) - len(living)
+    counts = {
+        "rollout/tokens": float(length_B.sum()),
+        "rollout/requested": float(len(rollouts)),
+        "rollout/failed": float(failed),
+        "rollout/failed_share": failed / len(rollouts),
+    }
+    if not len(living):
+        return counts
+    return counts | {
         "rollout/length_mean": float(length_B.mean()),
         "rollout/length_max": float(length_B.max()),
-        "rollout/tokens": float(length_B.sum()),
-        "rollout/truncated_share": 1 - sum(stopped) / len(stopped),
-        "rollout/requested": float(len(rollouts)),
-        "rollout/failed": float(sum(failed)),
-        "rollout/failed_share": sum(failed) / len(failed),
+        "rollout/truncated_share": 1 - stopped / len(living),
     }
 
 

@@ -1,11 +1,16 @@
 import numpy as np
+import torch
 from scipy import stats
 
-from megatron_rl.batch.columns import DRAW_ODDS, PROMPT_ID, REWARD
+from megatron_rl.batch.columns import DRAW_ODDS, PROMPT_ID, REWARD, STATUS
 from megatron_rl.batch.memory import read_memory, write_memory
+from megatron_rl.pipeline import chain
 from megatron_rl.ports import Context
 from megatron_rl.samplers.prioritised import Prioritised
-from tests.fakes.tabular import NumberedPrompts
+from megatron_rl.stages.generate import Generate
+from megatron_rl.stages.judge import Judge
+from tests.fakes.faulty_engine import FaultyEngine
+from tests.fakes.tabular import FirstAnswerIsRight, NumberedPrompts, TabularEngine
 
 
 def context(prompts=4):
@@ -47,6 +52,23 @@ def test_prompts_that_teach_gain_and_prompts_that_agree_fall_to_the_floor():
     again, _ = sampler.draw(memory, context(2))
     assert again.metrics["prioritised/at_floor_share"] == 0.5
     assert again[DRAW_ODDS].min() > 0.05
+
+
+def test_a_prompt_whose_rollouts_all_failed_keeps_its_priority_and_others_go_by_the_living():
+    class Grades(FirstAnswerIsRight):
+        def judge(self, batch):
+            assert set(batch[STATUS]) == {"ok"}
+            return super().judge(batch).with_columns({REWARD: [1.0, 0.0, 1.0, 1.0]})
+
+    engine = FaultyEngine(TabularEngine(3), {0: lambda rollouts: rollouts.take(torch.tensor([0, 1, 5, 6]))})
+    machines = {"engine": engine, "prompts": NumberedPrompts(3), "judge": Grades()}
+    there, sampler = Context(step=0, version=0, seed=0, machines=machines), Prioritised(prompts=3, samples=4)
+    batch, memory = sampler.draw({"priority": {"p0": 0.3, "p1": 0.3, "p2": 0.3}, "drawn": 0}, there)
+    mixed, agreed, lost = dict.fromkeys(batch[PROMPT_ID])
+    judged, _ = chain([("generate", Generate()), ("judge", Judge())])(batch, {}, there)
+    after = sampler.observe(judged, memory, there)["priority"]
+    np.testing.assert_allclose(after[mixed], 0.5 / (0.5**0.5 + 1e-4) + 1e-6)
+    assert (after[agreed], after[lost]) == (1e-6, 0.3)
 
 
 def test_restored_memory_draws_the_same_batch(tmp_path):

@@ -20,6 +20,7 @@ from megatron_rl.drawing import requests
 from megatron_rl.ports import Context
 from megatron_rl.stages.generate import Generate
 from tests.fakes.chain_engine import MarkovEngine, random_law
+from tests.fakes.faulty_engine import FaultyEngine, LosesSome, loses
 from tests.fakes.tabular import NumberedPrompts, TabularEngine
 
 
@@ -38,6 +39,17 @@ def test_every_request_gets_a_response_and_the_wave_is_summed_up():
         "rollout/failed": 0.0,
         "rollout/failed_share": 0.0,
     }
+
+
+def test_lengths_are_of_the_rollouts_that_came_to_an_end():
+    context, asked = asked_of(FaultyEngine(TabularEngine(8), {0: loses(2)}), groups=1)
+    metrics = Generate()(asked, None, context)[0].metrics
+    assert (metrics["rollout/length_mean"], metrics["rollout/truncated_share"]) == (1.0, 0.0)
+    assert (metrics["rollout/failed"], metrics["rollout/failed_share"]) == (1.0, 0.25)
+    context, asked = asked_of(LosesSome(TabularEngine(8), 1.0), groups=1)
+    metrics = Generate()(asked, None, context)[0].metrics
+    assert metrics["rollout/failed"] == metrics["rollout/requested"] == 4
+    assert "rollout/length_mean" not in metrics
 
 
 def asked_of(engine, groups, version=0, first_group=0):
