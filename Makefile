@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 PYTEST_WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow quickstart check vllm-cpu docs clean
+.PHONY: help install test test-slow chaos quickstart check vllm-cpu docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -22,6 +22,10 @@ test: install ## the test suite
 
 test-slow: install ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+chaos: install ## fifty faults at every phase, a hundred kills at any moment, long runs, a cut network: some hours
+	CHAOS_SEEDS="0 1 2 3 4" CHAOS_FAULTS=10 ORPHANS_KILLS=100 $(BIN)/python -m pytest -m slow -s $(PYTEST_ARGS) \
+		tests/test_chaos.py tests/test_orphans.py tests/test_soak.py tests/test_network.py
 
 quickstart: install ## a tiny model learns to think on this machine, in minutes; runs/quickstart/report.html shows it
 	$(BIN)/python -W ignore::UserWarning -W ignore::FutureWarning examples/quickstart/prepare.py

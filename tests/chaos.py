@@ -38,10 +38,12 @@ PHASES = {
     "publish": ((RemoteSync, "publish"),),
     "evaluate": ((HeldOut, "evaluate"),),
     "save": ((WorkerGroup, "save"),),
+    "receive": ((VllmEngine, "finish"),),
 }
-"""Each has passed once, and a step after it was saved, before its fault strikes."""
-SECOND = {"publish": 3}
-"""Which call of the phase is struck; weights are published once before the first step."""
+SECOND = {"publish": 3, "receive": 3}
+"""Which call of a phase is struck, else the second; weights are published once before the first step."""
+OF_RANKS = tuple(phase for phase in PHASES if phase != "receive")
+"""Phases that every run of several ranks has."""
 NAP, WAKE_S = 0.6, 0.5
 """Of a heartbeat, how long a slow process is deaf at a time, and how long it then hears."""
 
@@ -64,7 +66,7 @@ class Fault:
         return f"{self.kind} {self.rank} in {self.phase} after {self.delay_s:.2f} s"
 
 
-def draws(seed: int, count: int, ranks: int = 4, phases: Sequence[str] = tuple(PHASES)) -> list[Fault]:
+def draws(seed: int, count: int, ranks: int = 4, phases: Sequence[str] = OF_RANKS) -> list[Fault]:
     """Every kind as often as any other, phases and ranks by chance."""
     chance = random.Random(seed)
     kinds = (["kill", "stop", "slow"] * count)[:count]
