@@ -34,9 +34,10 @@ class Told(NamedTuple):
 
 def lived(batch: Batch) -> Tensor:
     """`lived_B`: which rollouts came to an end; all of them, where nobody has said so yet."""
-    if STATUS not in batch:
+    statuses = batch.strings(STATUS) if STATUS in batch else []
+    if "failed" not in statuses:
         return torch.ones(len(batch), dtype=torch.bool)
-    return torch.tensor([status != "failed" for status in batch.strings(STATUS)], dtype=torch.bool)
+    return torch.tensor([status != "failed" for status in statuses], dtype=torch.bool)
 
 
 def leave(batch: Batch, memory: Memory) -> tuple[Batch, Memory]:
