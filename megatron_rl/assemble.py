@@ -36,8 +36,9 @@ from megatron_rl.replay import Replayed, replay
 from megatron_rl.rewards.pool import JudgeSettings, RewardPool
 from megatron_rl.rollout.blueprint import Blueprint
 from megatron_rl.rollout.embedded import Embedded
+from megatron_rl.rollout.servable import refuse_unservable
 from megatron_rl.rollout.settings import SamplingSettings
-from megatron_rl.rollout.vllm import ServedModel, Vllm, refuse_unservable
+from megatron_rl.rollout.vllm import ServedModel, Vllm
 from megatron_rl.rollout.vllm_engine import VllmEngine
 from megatron_rl.rollout.vocabulary import Vocabulary, end_tokens
 from megatron_rl.spec.resolve import build
@@ -175,7 +176,7 @@ def _engine(spec: RunSpec, tokenizer: Tokenizer) -> Engine:
             return settings.open(blueprint_of(hf), vocabulary, sampling, dtype)
         case Vllm():
             if _settings(spec, "data", DataSettings).evaluate:
-                refuse_unservable({"evaluation": _settings(spec, "evaluation", EvaluationSettings).law})
+                refuse_unservable({"evaluation": _settings(spec, "evaluation", EvaluationSettings).temperature})
             architecture = describe(hf)
             served = ServedModel(folder=folder, shape=architecture.shape, context=architecture.context, dtype=dtype)
             return settings.open(served, vocabulary, sampling, run.folder / run.name / "logs")

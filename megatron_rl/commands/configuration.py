@@ -10,6 +10,7 @@ from megatron_rl.actor import fit, lora, precision
 from megatron_rl.actor.architecture import Architecture, describe
 from megatron_rl.actor.settings import ActorSettings
 from megatron_rl.reshard.layout import LayoutError
+from megatron_rl.rollout.servable import refuse_unservable
 from megatron_rl.spec.files import check_inputs, read_model_config
 from megatron_rl.spec.load import load
 from megatron_rl.spec.resolve import build
@@ -42,6 +43,9 @@ def checked(config: Path, settings: Sequence[str], *, has_values: bool = True) -
         lora.check(actor.lora, described, actor)
     except (LayoutError, SpecError) as error:
         raise SpecError(f"{config}: {error}") from None
+    if spec.choices["rollout"].name == "vllm":
+        sections = ("sampling", "evaluation") if spec.settings["data"].values["evaluate"] else ("sampling",)
+        refuse_unservable({section: float(str(spec.settings[section].values["temperature"])) for section in sections})
     check_inputs(spec, has_values=has_values)
     return spec
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -12,11 +11,11 @@ from typing import Annotated, Final, Literal
 import torch
 from annotated_types import Ge, Gt, Le
 
-from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.reshard.digest import Verify
 from megatron_rl.reshard.layout import ModelShape
+from megatron_rl.rollout.servable import refuse_unservable
 from megatron_rl.rollout.settings import SamplingSettings
-from megatron_rl.rollout.vllm_engine import Scale, VllmEngine, unservable
+from megatron_rl.rollout.vllm_engine import Scale, VllmEngine
 from megatron_rl.rollout.vllm_fleet import Fleet, Terms
 from megatron_rl.rollout.vllm_group import CoreOrder
 from megatron_rl.rollout.vllm_host import Post
@@ -116,7 +115,7 @@ class Vllm:
                 f"rollout.vllm cannot serve a model with head_dim {model.shape.head_dim} on a CPU, only one of "
                 f"{', '.join(map(str, HEAD_DIMS))}; choose `rollout: embedded` or another model."
             )
-        refuse_unservable({"sampling": sampling.law})
+        refuse_unservable({"sampling": sampling.temperature})
         context = min(model.context, self.context or model.context)
         order = CoreOrder(
             folder=os.path.abspath(model.folder),
@@ -160,10 +159,3 @@ class Vllm:
             )
             for number in range(self.replicas)
         ]
-
-
-def refuse_unservable(laws: Mapping[str, Sampling]) -> None:
-    """SpecError, by the section that sets it, at the first law that vLLM cannot draw from."""
-    for section, law in laws.items():
-        if why := unservable(law):
-            raise SpecError(f"{section}.temperature: {why}; choose another or `rollout: embedded`.")

@@ -19,6 +19,7 @@ from megatron_rl.batch.ragged import Ragged
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.reshard.delivery import Delivery, Source
 from megatron_rl.reshard.transport import SyncReport
+from megatron_rl.rollout.servable import unservable
 from megatron_rl.rollout.settings import SamplingSettings
 from megatron_rl.rollout.vllm_fleet import Fleet, Send
 from megatron_rl.rollout.vllm_host import Seat
@@ -26,19 +27,6 @@ from megatron_rl.rollout.vllm_ledger import Ledger
 from megatron_rl.rollout.vllm_wave import Patience, Wave
 from megatron_rl.rollout.vocabulary import Vocabulary
 from megatron_rl.rollout.writing import end_stopped, read_requests, refuse_unknown, refuse_unscorable, returned
-
-COLDEST = 0.01
-"""vLLM raises any lower temperature above zero to this one."""
-
-HOTTEST = 2.0
-"""vLLM refuses any higher temperature."""
-
-
-def unservable(law: Sampling) -> str:
-    """Why vLLM cannot draw from this law, empty where it can."""
-    if law.temperature == 0 or COLDEST <= law.temperature <= HOTTEST:
-        return ""
-    return f"vLLM draws at temperature 0 or from {COLDEST} to {HOTTEST}, not at {law.temperature}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +139,7 @@ class VllmEngine:
             raise RuntimeError(
                 "the engine has no whole version of the weights; publish one before asking for rollouts."
             )
-        if why := unservable(law):
+        if why := unservable(law.temperature):
             raise ValueError(f"{why}.")
         return law
 

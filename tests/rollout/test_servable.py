@@ -1,0 +1,15 @@
+import pytest
+
+from megatron_rl.rollout.servable import COLDEST, HOTTEST, refuse_unservable, unservable
+from megatron_rl.spec.schema import SpecError
+
+
+@pytest.mark.parametrize("temperature", [0.0, COLDEST, 1.0, HOTTEST])
+def test_what_vllm_draws_at_is_let_through(temperature):
+    assert unservable(temperature) == ""
+
+
+@pytest.mark.parametrize("temperature", [0.001, 2.1, float("inf"), float("nan")])
+def test_what_vllm_would_change_or_refuse_is_refused_by_the_section_that_sets_it(temperature):
+    with pytest.raises(SpecError, match=rf"^evaluation\.temperature: vLLM draws at .* not at {temperature}; choose"):
+        refuse_unservable({"sampling": 1.0, "evaluation": temperature})
