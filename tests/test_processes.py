@@ -101,7 +101,7 @@ def curves(folder: Path, *names: str) -> list[list[float]]:
     "cut",
     [
         pytest.param([TP2], id="tp2 on one machine"),
-        pytest.param([PP2, APART], id="pp2 on two machines", marks=pytest.mark.slow),
+        pytest.param([PP2, APART], id="pp2 on two machines"),
     ],
 )
 def test_the_first_step_s_advantages_are_those_of_one_process_and_the_curves_follow(alone, config, tmp_path, cut):
