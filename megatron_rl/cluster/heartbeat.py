@@ -12,6 +12,8 @@ from megatron_rl.cluster.rank import Beat
 
 TICKS = 8
 """Looks for answers a heartbeat."""
+LATEST = 2
+"""Ticks that one look may come late; what it is later was no time in which a rank could have been heard."""
 
 
 class Heartbeat:
@@ -24,7 +26,9 @@ class Heartbeat:
         self.members, self.every_s, self._lost = tuple(members), every_s, lost
         self._ended = threading.Event()
         self._is_strict = False
-        self._heard_s = [time.monotonic()] * len(self.members)
+        self._now = 0.0
+        """Seconds that this thread has lived: while the whole machine stands still, nobody falls silent."""
+        self._heard_s = [self._now] * len(self.members)
         self._doing = [""] * len(self.members)
         self._asked: dict[ray.ObjectRef, tuple[int, float]] = {}
         self._thread = threading.Thread(target=self._listen, name="heartbeat", daemon=True)
@@ -40,7 +44,11 @@ class Heartbeat:
             self._thread.join()
 
     def _listen(self) -> None:
-        while not self._ended.wait(self.every_s / TICKS):
+        tick_s = self.every_s / TICKS
+        looked = time.monotonic()
+        while not self._ended.wait(tick_s):
+            passed, looked = time.monotonic() - looked, time.monotonic()
+            self._now += min(passed, LATEST * tick_s)
             reason = self._hear() or self._silence()
             if reason and not self._ended.is_set():
                 return self._lost(reason)
@@ -48,7 +56,7 @@ class Heartbeat:
         return None
 
     def _ask(self) -> None:
-        now, asked = time.monotonic(), {rank for rank, _ in self._asked.values()}
+        now, asked = self._now, {rank for rank, _ in self._asked.values()}
         for rank, member in enumerate(self.members):
             if rank not in asked and now - self._heard_s[rank] >= self.every_s:
                 self._asked[member.actor.beat.remote()] = rank, now
@@ -61,11 +69,11 @@ class Heartbeat:
                 beat: Beat = ray.get(ref)
             except RayError:
                 return f"{self.members[rank]} died{self._busy(rank)}"
-            self._heard_s[rank], self._doing[rank] = time.monotonic(), beat.doing
+            self._heard_s[rank], self._doing[rank] = self._now, beat.doing
         return ""
 
     def _silence(self) -> str:
-        now = time.monotonic()
+        now = self._now
         if not self._is_strict:
             self._asked = {ref: (rank, now) for ref, (rank, _) in self._asked.items()}
         silent = [rank for rank, asked_s in self._asked.values() if now - asked_s >= self.every_s]

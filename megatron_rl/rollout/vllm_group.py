@@ -69,6 +69,8 @@ class Group:
     """When it last said something of its work."""
     last_beat: float = 0.0
     """When it last said anything."""
+    last_looked: float = 0.0
+    """When it was last listened for."""
 
     @staticmethod
     def start(post: Post, order: CoreOrder, host: Host = HERE) -> Group:
@@ -130,7 +132,10 @@ class Group:
 
     def check_alive(self) -> None:
         """GroupLost where a group at work was not heard of for two heartbeats; one that starts may be deaf for long."""
-        silence = time.monotonic() - self.last_beat
+        now = time.monotonic()
+        if now - self.last_looked > self.heartbeat_s:  # whoever did not listen cannot have heard
+            self.last_beat = now
+        self.last_looked, silence = now, now - self.last_beat
         is_deaf = self.is_ready and silence > MISSED * self.heartbeat_s
         if is_deaf and not select.select([self.wire], [], [], 0)[0]:  # what it said may lie unread
             self.is_gone = True

@@ -1,7 +1,10 @@
 import os
 import signal
 import threading
+import time
+from types import SimpleNamespace
 
+from megatron_rl.cluster import heartbeat as own
 from megatron_rl.cluster.heartbeat import Heartbeat
 from tests.cluster.residents import Order
 from tests.cluster.test_worker_group import batch
@@ -43,3 +46,17 @@ def test_silence_counts_only_once_the_ranks_have_started(start):
     heartbeat.close()
     os.kill(group.members[1].pid, signal.SIGCONT)
     assert "missed two heartbeats of 0.5 s" in told[0]
+
+
+def test_nobody_is_missed_for_the_time_that_the_whole_machine_stood_still(monkeypatch):
+    stood_s, told = [0.0], threading.Event()
+    clock, unanswered = time.monotonic, SimpleNamespace(wait=lambda refs, **_: ([], refs))
+    monkeypatch.setattr(own, "time", SimpleNamespace(monotonic=lambda: clock() + stood_s[0]))
+    monkeypatch.setattr(own, "ray", unanswered)
+    deaf = SimpleNamespace(actor=SimpleNamespace(beat=SimpleNamespace(remote=lambda: "asked")))
+    heartbeat = Heartbeat([deaf], 1.0, lambda _: told.set())
+    heartbeat.expect_answers()
+    stood_s[0] = 3600.0
+    assert not told.wait(0.5)
+    assert told.wait(30.0)
+    heartbeat.close()

@@ -53,7 +53,7 @@ def test_a_group_lost_in_a_sync_ends_it_for_all_at_once_and_another_takes_its_pl
     fleet = open_fleet(tmp_path, fault, groups=2)
     over = memory_folder() / f"{fleet.begin(1).key}.over"
     for berth in fleet.berths:
-        berth.group.heartbeat_s = 0.5
+        berth.group.heartbeat_s = 1.0
     with pytest.raises(ReceiverLost, match=f"version 1 did not reach every group: {why}"):
         fleet.finish(1)
     assert over.exists(), "senders may not have looked yet"
