@@ -76,7 +76,7 @@ def killed(config: Path, runs: Path, temporary: Path, number: signal.Signals, af
             told = True
             os.killpg(run.pid, number) if number == signal.SIGINT else run.send_signal(number)
         assert time.monotonic() < ends + END_S, f"{number.name} after {after_s:.1f} s did not end the run"
-        time.sleep(0.05)
+        time.sleep(0.2)
     began = time.monotonic()
     while time.monotonic() < began + GONE_S:
         left = [one for one in family.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]

@@ -14,8 +14,8 @@ from megatron_rl.cluster.placement import Node
 from megatron_rl.cluster.warden import Warden
 from megatron_rl.reshard.layout import LayoutError
 
-# Ray would otherwise tell its makers about every run.
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+# Ray would otherwise tell its makers about every run, and put ranks behind whatever else wants a processor.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_worker_niceness": "0"}
 
 
 LET_GO_S = 10.0

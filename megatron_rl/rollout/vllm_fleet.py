@@ -198,6 +198,8 @@ class Fleet:
                 try:
                     told = _received(berth, version)
                 except GroupLost as error:
+                    # The first is the cause, and may have lost a worker; others fail because it is given up.
+                    berth.group.is_gone = berth.group.is_gone or not problems
                     problems.append(str(error))
                     delivery.give_up()
                     ends, told = min(ends, time.monotonic() + OWN_S), []
@@ -210,8 +212,7 @@ class Fleet:
             delivery.give_up()
         if not problems:
             return SyncReport.combined(reports)
-        kind = ReceiverLost if any(berth.group.is_gone for berth in berths) else TransferError
-        raise kind(f"version {version} did not reach every group: {'; '.join(problems)}")
+        raise ReceiverLost(f"version {version} did not reach every group: {'; '.join(problems)}")
 
     def _forget_delivery(self) -> None:
         if self.delivery is not None:

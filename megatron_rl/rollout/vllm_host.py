@@ -18,6 +18,8 @@ import psutil
 
 MODULE: Final = "megatron_rl.rollout.vllm_process"
 
+SHARED: Final = ("/dev/shm/vllm_dist_*", "/dev/shm/psm_*", "/dev/shm/megatron_rl-*.ring")
+"""Files in memory: what workers speak over, and what weights would have come by."""
 Launch = Callable[[socket.socket], "subprocess.Popen[bytes]"]
 """Starts a process that speaks over this socket."""
 End = Callable[["subprocess.Popen[bytes]"], None]
@@ -119,13 +121,13 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def shared_memory(group: int) -> set[Path]:
-    """Files in memory that vLLM's workers of this process group speak over; a killed worker would leave them there."""
+    """Files in memory that the processes of this group have mapped; a killed one would leave them there."""
     found: set[Path] = set()
     for process in psutil.process_iter():
         with suppress(OSError, psutil.Error):
             if os.getpgid(process.pid) == group:
                 paths = {Path(mapped.path) for mapped in process.memory_maps()}
-                found |= {path for path in paths if path.match("/dev/shm/vllm_dist_*") or path.match("/dev/shm/psm_*")}
+                found |= {path for path in paths if any(map(path.match, SHARED))}
     return found
 
 

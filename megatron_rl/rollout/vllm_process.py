@@ -27,6 +27,8 @@ from megatron_rl.rollout.vllm_host import shared_memory
 
 BEATS: Final = 4
 """Signs of life a heartbeat."""
+LEAVE_S: Final = 5.0
+"""How long a group may take to leave in order once its driver is gone."""
 TELL_S: Final = 0.2
 """How often the driver is told what was written, or that this process is alive."""
 
@@ -71,6 +73,8 @@ class Line:
                 time.sleep(every_s)
                 if self.is_awaited and not any(map(_is_stopped, own.children(recursive=True))):
                     self.say(ALIVE)
+        time.sleep(LEAVE_S)  # it would wait for the driver's weights much longer
+        _end_all()
 
 
 class Post:
@@ -130,6 +134,13 @@ class Post:
             self.untold, self.told = [], time.monotonic()
 
 
+def _end_all() -> None:
+    """The group's workers are in this session and have nobody left to answer to, nor time to tidy up."""
+    for path in shared_memory(os.getpgid(0)):
+        path.unlink(missing_ok=True)
+    os.killpg(0, signal.SIGKILL)
+
+
 def _is_stopped(process: psutil.Process) -> bool:
     try:
         return bool(process.status() == psutil.STATUS_STOPPED)
@@ -148,10 +159,7 @@ def main(descriptor: int) -> None:
         threading.Thread(target=line.beat, args=(order["heartbeat_s"] / BEATS,), name="beat", daemon=True).start()
         Post(core, line).serve()
         core.close()
-    # The group's workers are in this session and have nobody left to answer to, nor time to tidy up.
-    for path in shared_memory(os.getpgid(0)):
-        path.unlink(missing_ok=True)
-    os.killpg(0, signal.SIGKILL)
+    _end_all()
 
 
 if __name__ == "__main__":
