@@ -75,7 +75,7 @@ def processes(actor: ActorSettings, rollout: Part, is_split: bool) -> Iterator[s
         return
     if beside:
         beside += f", each on one machine, {'on GPUs of its own' if is_split else 'sharing the GPUs of ranks'}"
-    cut = " x ".join(f"{name} {getattr(actor, name)}" for name in ("tp", "pp", "dp") if getattr(actor, name) > 1)
+    cut = " x ".join(f"{name} {getattr(actor, name)}" for name in ("tp", "cp", "pp", "dp") if getattr(actor, name) > 1)
     yield f"processes: {actor.world} ranks under Ray ({cut}){beside or ', the engine in the driver'}"
 
 

@@ -49,7 +49,7 @@ reward: tests.fakes.ideas:compute_score
 data: {train: [MODEL/prompts.parquet]}
 telemetry: {wandb: "off"}
 """
-LAYOUTS = ("tp=3", "tp=8", "pp=3", "pp=8", "pp=1 vpp=2", "vpp=3", "ep=2", "ep=3", "cp=2", "tp=0", "pp=-1", "dp=0")
+LAYOUTS = ("tp=3", "tp=8", "pp=3", "pp=8", "pp=1 vpp=2", "vpp=3", "ep=2", "ep=3", "cp=0", "tp=0", "pp=-1", "dp=0")
 IMPOSSIBLE = {
     "run.name=''": "run.name is ''",
     "run.name=../../etc": "it names one folder inside run.folder",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import lcm
 
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.pipeline_parallel.utils import (
@@ -16,6 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_rl.actor import fit, layer_spec
 from megatron_rl.actor.adapter import Adapter
 from megatron_rl.actor.architecture import Architecture, HfConfig, describe
+from megatron_rl.actor.context import Context
 from megatron_rl.actor.cpu import device
 from megatron_rl.actor.fused import has_transformer_engine
 from megatron_rl.actor.parallel import Parallel
@@ -46,7 +48,8 @@ class Model:
     @property
     def token_multiple(self) -> int:
         """Every micro-batch's token count must be a multiple of this."""
-        return self.parallel.token_multiple * self.precision.token_multiple
+        context = Context(self.parallel.cp)
+        return lcm(context.multiple, self.parallel.token_multiple * self.precision.token_multiple)
 
 
 def build(

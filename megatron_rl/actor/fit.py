@@ -19,11 +19,5 @@ def check(architecture: Architecture, parallel: Parallel) -> None:
         raise LayoutError(
             f"The {heads + 2 * kv_heads} rows of heads of query, key and value do not divide over tp = {tp}."
         )
-    if parallel.cp > 1:
-        # Megatron would give every context rank all tokens of a packing and count each of them cp times.
-        raise LayoutError(
-            f"actor.cp is {parallel.cp}, but packed sequences are not cut over context ranks; "
-            "set cp to 1 and cut long sequences by tp instead."
-        )
     if parallel.ep > 1 and not shape.experts:
         raise LayoutError(f"actor.ep is {parallel.ep}, but {shape.family} has no experts; set ep to 1.")

@@ -51,6 +51,12 @@ def cut(parallel: Parallel, seed: int = 0, timeout_s: float = 1800.0) -> Coordin
     return parallel.coordinates(dist.get_rank())
 
 
+def is_first_of_its_kind() -> bool:
+    """Whether no other rank of this pipeline stage says the same of the same rows, as tensor and context ranks do."""
+    others = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_context_parallel_rank()
+    return others == (0, 0)
+
+
 def leave() -> None:
     """Undoes `cut` and `join`: the process may join again, and be cut another way."""
     parallel_state.destroy_model_parallel()

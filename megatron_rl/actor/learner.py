@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_rl.actor import saving, schedule
 from megatron_rl.actor.build import Model
+from megatron_rl.actor.context import Context, whole
 from megatron_rl.actor.cpu import device
+from megatron_rl.actor.groups import is_first_of_its_kind
 from megatron_rl.actor.guard import tainted_rows
 from megatron_rl.actor.learning import Outcome, Step, share
 from megatron_rl.actor.microbatch import Limits, cost_of
@@ -30,7 +31,7 @@ from megatron_rl.ports import NotFinite, Objective, Update
 from megatron_rl.spec.schema import SpecError
 
 Read = Callable[[Tensor, Packed], Scored]
-"""What the model's output says of each response token: a log-probability, or a value."""
+"""What the model's output says of each response token predicted here: a log-probability, or a value."""
 
 
 class Learner:
@@ -40,6 +41,7 @@ class Learner:
         self.settings, self.model, self.read = settings, model, read
         self.chunks = wrapped(model.chunks, model.config, settings.optimizer)
         self.optimizer = Optimizer.of(self.chunks, settings.optimizer)
+        self.context = Context.here()
         self.limits = Limits(
             tokens=settings.update.microbatch_tokens,
             ranks=settings.dp,
@@ -54,7 +56,8 @@ class Learner:
         old = OLD_LOGPROBS in objective.reads and OLD_LOGPROBS not in batch
         if old and len(steps) > 1:
             batch, old = batch.with_columns({OLD_LOGPROBS: self.predict(batch)}), False
-        sequences = Sequences(batch, [column for column in objective.reads if not (old and column == OLD_LOGPROBS)])
+        reads = [column for column in objective.reads if not (old and column == OLD_LOGPROBS)]
+        sequences = Sequences(batch, reads, self.context)
         tainted_B = tainted_rows(batch, objective.reads)
         outcomes = []
         for rows in steps:
@@ -65,19 +68,20 @@ class Learner:
 
     def predict(self, batch: Batch) -> Ragged:
         """What the model says of each response token, training state untouched."""
-        sequences = Sequences(batch)
+        sequences = Sequences(batch, context=self.context)
         predicted_R = torch.zeros(len(sequences.responses.values), device=device())
         offsets = sequences.responses.offsets
 
         def finish(output_TV: Tensor, packed: Packed) -> schedule.Finished:
-            said_R = self.read(output_TV, packed).logprob_R
+            said_S = self.read(output_TV, packed).logprob_R
+            said_R = whole(said_S, packed.here_S, len(packed.row_R))
             return schedule.Finished(said_R.sum(), (packed.rows, said_R))
 
         for chunk in self.model.chunks:
             chunk.eval()
         _, packed = share(sequences, torch.arange(len(sequences.lengths)), self.limits)
         for rows, said_R in schedule.forward(self.model.chunks, packed, finish):
-            if parallel_state.get_tensor_model_parallel_rank() == 0:
+            if is_first_of_its_kind():
                 for row, part in zip(rows.tolist(), said_R.split(_lengths(offsets, rows)), strict=True):
                     predicted_R[offsets[row] : offsets[row + 1]] = part
         for chunk in self.model.chunks:

@@ -14,7 +14,9 @@ from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
 from megatron_rl.actor import schedule, vocab_parallel
+from megatron_rl.actor.context import whole
 from megatron_rl.actor.cpu import device
+from megatron_rl.actor.groups import is_first_of_its_kind
 from megatron_rl.actor.microbatch import Limits, Microbatches, plan
 from megatron_rl.actor.optimizer import Optimizer
 from megatron_rl.actor.sequences import Packed, Sequences
@@ -46,7 +48,7 @@ class Step:
     counts: Counts
     limits: Limits
     read: Callable[[Tensor, Packed], vocab_parallel.Scored]
-    """What the model's output says of each response token."""
+    """What the model's output says of each response token predicted here."""
 
     def take(self, chunks: Sequence[DistributedDataParallel], optimizer: Optimizer) -> Outcome:
         """Moves the weights, or leaves weights, moments and step count as they were and says why."""
@@ -56,12 +58,13 @@ class Step:
             return Outcome(metrics=priced | {"loss": 0.0, "grad_norm": 0.0, "tokens": 0.0}, rested=True)
         optimizer.megatron.zero_grad()
         planned, packed = share(self.sequences, self.rows, self.limits)
+        real = sum(self.sequences.lengths[row] for row in self.sequences.spoken(self.rows))
         shares = schedule.forward_backward(chunks, packed, self.finish)
         report = self.reduced(shares)
         metrics = report.metrics(self) | {
             "lr": optimizer.learning_rate,
             "tokens": float(self.counts.tokens),
-            "packing": planned.processed / max(sum(planned.lengths), 1),
+            "packing": planned.processed / max(real, 1),
             "imbalance": planned.imbalance,
         }
         if report.tainted.any():
@@ -75,7 +78,7 @@ class Step:
 
     def finish(self, output_TV: Tensor, packed: Packed) -> schedule.Finished:
         """The share of the loss of one micro-batch, on the last stage."""
-        scored = self.read(output_TV, packed)
+        scored = _whole(self.read(output_TV, packed), packed)
         entropy_R = scored.entropy_R if self.objective.needs_entropy else scored.entropy_R.detach()
         columns = packed.columns
         if OLD_LOGPROBS in self.objective.reads and OLD_LOGPROBS.name not in columns:
@@ -96,7 +99,7 @@ class Step:
         """The shares of all micro-batches on all data ranks, summed and known to every rank."""
         names = sorted(priced_nothing(self.objective).metrics)
         report_N = torch.zeros(2 + len(names) + 2 * len(self.sequences.lengths), dtype=torch.float64, device=device())
-        if parallel_state.get_tensor_model_parallel_rank() == 0:
+        if is_first_of_its_kind():
             for part in shares:
                 report_N[: 2 + len(names)] += part.numbers(names)
                 flags_2B = report_N[2 + len(names) :].view(2, -1)
@@ -107,14 +110,18 @@ class Step:
 
 def share(sequences: Sequences, rows: Tensor, limits: Limits) -> tuple[Microbatches, list[Packed]]:
     """The plan for these rows, and this data rank's part of it on the device."""
-    spoken = [row for row in rows.tolist() if int(sequences.responses.length_B[row])]
-    units = sequences.units(spoken)
-    planned = plan([sum(sequences.lengths[row] for row in unit) for unit in units], limits)
+    units = sequences.units(sequences.spoken(rows))
+    planned = plan([sequences.room(unit) for unit in units], limits)
     mine = planned.rows[parallel_state.get_data_parallel_rank()]
     return planned, [
         sequences.pack([row for index in bin_ for row in units[index]], planned.padding(bin_), device())
         for bin_ in mine
     ]
+
+
+def _whole(scored: vocab_parallel.Scored, packed: Packed) -> vocab_parallel.Scored:
+    """An objective may compare all tokens of a row or group, so each context rank prices all of the micro-batch."""
+    return vocab_parallel.Scored(*(whole(value_S, packed.here_S, len(packed.row_R)) for value_S in scored))
 
 
 def priced_nothing(objective: Objective) -> Priced:

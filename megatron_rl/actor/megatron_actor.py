@@ -105,7 +105,7 @@ class MegatronActor(Learner):
                 yield
 
     def _read(self, logits_TV: Tensor, packed: Packed) -> vocab_parallel.Scored:
-        return vocab_parallel.score(logits_TV, packed.predictor_R, packed.target_R, self.law)
+        return vocab_parallel.score(logits_TV, packed.predictor_S, packed.target_S, self.law)
 
 
 def _reference(model: Model, settings: ActorSettings, origin: Origin) -> Reference | None:

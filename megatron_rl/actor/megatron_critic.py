@@ -66,5 +66,5 @@ class MegatronCritic(Learner):
 
 
 def _read(values_T1: Tensor, packed: Packed) -> Scored:
-    value_R = values_T1.float().squeeze(-1)[packed.predictor_R]
-    return Scored(value_R, torch.zeros_like(value_R))
+    value_S = values_T1.float().squeeze(-1)[packed.predictor_S]
+    return Scored(value_S, torch.zeros_like(value_S))

@@ -35,7 +35,8 @@ class Parallel:
     """Data parallel: replicas that each learn from a part of the batch."""
 
     cp: int = 1
-    """Context parallel: ranks that share one sequence; only 1, since packed sequences are not cut over them."""
+    """Context parallel: ranks that share the tokens of every sequence, which lets longer ones fit; each sequence is
+    padded to a multiple of `2 * cp` tokens, and `update.microbatch_tokens` counts the tokens of all of these ranks."""
 
     ep: int = 1
     """Expert parallel: ranks among which the experts of a mixture are dealt; divides `dp * cp * tp`."""
@@ -74,7 +75,7 @@ class Parallel:
     @property
     def token_multiple(self) -> int:
         """Every micro-batch's token count must be a multiple of this for the cut over ranks to be even."""
-        return self.tp if self.splits_sequence else 1
+        return self.cp * (self.tp if self.splits_sequence else 1)
 
     def coordinates(self, rank: int) -> Coordinates:
         """Megatron's rank order: tp fastest, then cp, dp, pp."""

@@ -120,13 +120,23 @@ def layer_of(architecture: Architecture, actor: ActorSettings, is_sparse: bool, 
         # Query, key and value as they left their matrix, what the head norms keep, and the last matrix's input.
         attention=tokens * ((2 * queries + 2 * keys + head_norm * architecture.qk_norm) * item + statistics),
         # Turned queries and keys, attention's output where it is not the last matrix's input, a normaliser per head.
-        core=tokens * ((queries + keys + (keeps.mixed - 1) * queries) * item + 4 * heads),
+        core=tokens * ((queries + keys + (keeps.mixed - 1) * queries) * item + 4 * heads)
+        + _gathered(actor, keys, kernels),
         mlp=_experts(architecture, actor, kernels)
         if is_sparse
         else tokens * keeps.mlp * (shape.ffn // actor.tp) * item,
         norm_output=norm_output,
         core_inputs=tokens * item * ((queries + keys) if architecture.qk_norm else queries * is_copied),
     )
+
+
+def _gathered(actor: ActorSettings, keys: int, kernels: Kernels) -> int:
+    """Keys and values of all context ranks, beyond this rank's own; Transformer Engine passes them round instead."""
+    if actor.cp == 1 or kernels == "transformer_engine":
+        return 0
+    # Of the two chunks of a sequence, one meets its first part and the other the rest and that part again.
+    met = (2 * actor.cp + 1) * _tokens(actor) // 2
+    return (2 * met - _tokens(actor)) * keys * _item(actor)
 
 
 def _experts(architecture: Architecture, actor: ActorSettings, kernels: Kernels) -> int:

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def world(cut: dict[str, Any]) -> int:
-    return Parallel(**{name: size for name, size in cut.items() if name in ("tp", "pp", "vpp", "dp")}).world
+    return Parallel(**{name: size for name, size in cut.items() if name in ("tp", "pp", "vpp", "dp", "cp")}).world
 
 
 @pytest.mark.parametrize("targets", [PROJECTIONS, ("q_proj", "v_proj", "up_proj")], ids=["all", "some"])
@@ -96,6 +96,7 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
         {"dp": 2, "optimizer": {"distributed": False}},
         {"tp": 2, "pp": 2},
         {"pp": 2, "vpp": 2},
+        {"cp": 2, "tp": 2},
     ],
     ids=str,
 )

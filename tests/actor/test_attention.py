@@ -1,23 +1,27 @@
 from inspect import signature
-from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from megatron_rl.actor import attention
+from megatron_rl.actor import attention, groups
 from megatron_rl.actor.attention import PackedAttention, equal_runs, packing
+from megatron_rl.actor.context import ALONE, Context
+from megatron_rl.actor.parallel import Parallel
+from tests import ranks
 
 LENGTHS = (5, 5, 3, 1, 7, 7, 7)
 CPU = torch.device("cpu")
 STILL_R = torch.zeros(8)
 """Frequencies that turn nothing, so that attention alone is seen."""
+TURNING_R = 1e2 ** -(torch.arange(8) / 8)
 
 
-def heads(kv_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def heads(kv_heads: int, total: int = sum(LENGTHS)) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    total = sum(LENGTHS)
     query, key, value = (torch.randn(total, count, 16, requires_grad=True) for count in (4, kv_heads, kv_heads))
     return query, key, value
 
@@ -76,27 +80,66 @@ def test_a_given_scale_replaces_the_default():
     assert not torch.allclose(ours(*tensors, None, packed_seq_params=packing(LENGTHS, CPU)), plain)
 
 
+def attended(lengths: tuple[int, ...], kv_heads: int) -> dict[str, Any]:
+    """This context rank's outputs and gradients, and where in the packing its tokens stand."""
+    groups.cut(Parallel(cp=2))
+    context, (query, key, value) = Context.here(), heads(kv_heads, sum(lengths))
+    token_T = context.tokens(lengths)
+    ours = PackedAttention(SimpleNamespace(kv_channels=16), inverse_R=TURNING_R)
+    local = [tensor.detach()[token_T].requires_grad_() for tensor in (query, key, value)]
+    mixed = ours(*local, None, packed_seq_params=packing(lengths, CPU, context))
+    (mixed * slope(sum(lengths))[token_T]).sum().backward()
+    return {"token": token_T, "mixed": mixed.detach().numpy(), "slopes": [tensor.grad.numpy() for tensor in local]}
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_context_ranks_mix_as_one_rank_does_and_their_gradients_add_up_to_its_own(kv_heads):
+    lengths = (4, 8, 8, 12, 4)
+    tensors = heads(kv_heads, sum(lengths))
+    ours = PackedAttention(SimpleNamespace(kv_channels=16), inverse_R=TURNING_R)
+    expected = ours(*tensors, None, packed_seq_params=packing(lengths, CPU))
+    (expected * slope(sum(lengths))).sum().backward()
+    for answer in ranks.run(attended, world=2, lengths=lengths, kv_heads=kv_heads):
+        np.testing.assert_allclose(answer["mixed"], expected.detach()[answer["token"]], atol=1e-6)
+        for found, tensor in zip(answer["slopes"], tensors, strict=True):
+            np.testing.assert_allclose(found, tensor.grad[answer["token"]], atol=1e-5)
+
+
+def slope(total: int) -> torch.Tensor:
+    return torch.randn(total, 4 * 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("context", [ALONE, Context(2, 0), Context(2, 1)], ids=str)
 @pytest.mark.parametrize("knows_groups", [True, False])
-def test_the_one_kernel_of_a_gpu_is_given_what_it_takes(monkeypatch, knows_groups):
+def test_the_one_kernel_of_a_gpu_is_given_what_it_takes(monkeypatch, knows_groups, context):
     """Played by a loop that accepts what torch's kernel accepts, now and before it knew grouped heads."""
-    wanted, packed = signature(attention.varlen_attn), packing(LENGTHS, CPU)
+    lengths = LENGTHS if context == ALONE else (4, 8, 8)
+    wanted, packed = signature(attention.varlen_attn), packing(lengths, CPU, context)
 
     def kernel(*args, **kwargs):
         given = wanted.bind(*args, **kwargs).arguments
-        query, key, value, bounds = (given[name] for name in ("query", "key", "value", "cu_seq_q"))
-        assert bounds.dtype == torch.int32
-        assert {type(given[name]) for name in ("max_q", "max_k")} == {int}
+        query, key, value = (given[name] for name in ("query", "key", "value"))
+        bounds = [given[name] for name in ("cu_seq_q", "cu_seq_k")]
+        assert all(each.dtype == torch.int32 for each in bounds)
+        assert [given[name] for name in ("max_q", "max_k")] == [int(each.diff().max()) for each in bounds]
         assert given["window_size"] == (-1, 0)
         assert knows_groups == ("enable_gqa" in given)
-        assert knows_groups or query.shape == key.shape == value.shape
-        grouped = {"is_causal": True, "scale": given["scale"], "enable_gqa": knows_groups}
-        sequences = (
-            [tensor[start:stop].transpose(0, 1) for tensor in (query, key, value)]
-            for start, stop in pairwise(bounds.tolist())
-        )
-        return torch.cat([scaled_dot_product_attention(*each, **grouped).transpose(0, 1) for each in sequences])
+        assert knows_groups or query.shape[1:] == key.shape[1:] == value.shape[1:]
+        grouped = {"scale": given["scale"], "enable_gqa": knows_groups}
+        queries, keys = (each.diff().tolist() for each in bounds)
+        pieces = zip(query.split(queries), key.split(keys), value.split(keys), strict=True)
+        return torch.cat([last_rows(*(each.transpose(0, 1) for each in piece), grouped) for piece in pieces])
 
     monkeypatch.setattr(attention, "varlen_attn", kernel)
     monkeypatch.setattr(attention, "_KERNEL_KNOWS_GROUPS", knows_groups)
-    ours, tensors = PackedAttention(SimpleNamespace(kv_channels=16), inverse_R=STILL_R), heads(2)
-    torch.testing.assert_close(ours._one_kernel(*tensors, packed), ours._run_by_run(*tensors, LENGTHS))
+    ours, (query, key, value) = PackedAttention(SimpleNamespace(kv_channels=16), inverse_R=STILL_R), heads(2)
+    met_K = slice(None) if packed.key_K is None else packed.key_K
+    given = (query[: len(packed.positions_T)], key[met_K], value[met_K])
+    torch.testing.assert_close(ours._one_kernel(*given, packed), ours._run_by_run(*given, packed))
+
+
+def last_rows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grouped: dict[str, Any]) -> torch.Tensor:
+    """The queries stand at the end of the keys' tokens: filled up in front, they see what they saw."""
+    ahead = key.shape[1] - query.shape[1]
+    filled = torch.nn.functional.pad(query, (0, 0, ahead, 0))
+    return scaled_dot_product_attention(filled, key, value, is_causal=True, **grouped)[:, ahead:].transpose(0, 1)

@@ -87,6 +87,11 @@ def test_packed_logits_are_those_of_transformers_one_by_one(checkpoints, family,
     compare(checkpoints[family], {"tp": tp, "pp": pp})
 
 
+@pytest.mark.parametrize("cut", [{"cp": 2}, {"cp": 2, "tp": 2}, {"cp": 2, "pp": 2}, {"cp": 4}], ids=str)
+def test_context_ranks_give_the_logits_of_transformers_together(checkpoints, cut):
+    compare(checkpoints["qwen3"], cut)
+
+
 @pytest.fixture(scope="module")
 def mixtures(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
     folder = tmp_path_factory.mktemp("mixtures")
@@ -96,6 +101,10 @@ def mixtures(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
 @pytest.mark.parametrize("cut", [{"tp": tp, "ep": ep, "dp": ep // tp or 1} for tp in (1, 2) for ep in (1, 2)], ids=str)
 def test_experts_give_the_logits_of_transformers_however_they_are_dealt_and_cut(mixtures, cut):
     compare(mixtures, cut)
+
+
+def test_experts_dealt_over_context_ranks_give_the_logits_of_transformers(mixtures):
+    compare(mixtures, {"cp": 2, "ep": 2})
 
 
 def test_experts_hold_over_pipeline_stages(mixtures):

@@ -22,7 +22,11 @@ def standing(cut: dict[str, int]) -> tuple[Coordinates, Coordinates]:
     return ours, megatron
 
 
-@pytest.mark.parametrize("cut", [{"tp": 2, "pp": 2}, {"dp": 2, "pp": 2}, {"tp": 2, "dp": 2}, {"dp": 4}], ids=str)
+@pytest.mark.parametrize(
+    "cut",
+    [{"tp": 2, "pp": 2}, {"dp": 2, "pp": 2}, {"tp": 2, "dp": 2}, {"dp": 4}, {"cp": 2, "tp": 2}, {"cp": 2, "dp": 2}],
+    ids=str,
+)
 def test_a_rank_stands_where_megatron_says(cut):
     for ours, megatron in ranks.run(standing, world=4, cut=cut):
         assert ours == megatron

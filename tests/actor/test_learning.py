@@ -104,6 +104,17 @@ def test_a_batch_of_failed_rollouts_moves_nothing_and_breaks_nothing(tmp_path, c
         assert answer["steps"] == 0
 
 
+def filled_up(folder: Path, batch: Batch) -> float:
+    return actor_of(folder, cp=2, tokens=10_000).update(batch, Clipped()).metrics["packing"]
+
+
+def test_what_fills_rows_up_for_context_ranks_is_told_as_computed(tmp_path):
+    batch = rollouts(groups=6)
+    lengths = Sequences(batch).lengths
+    for packing in ranks.run(filled_up, world=2, folder=tiny_folder(tmp_path, "qwen3"), batch=batch):
+        assert packing == sum(-(-length // 4) * 4 for length in lengths) / sum(lengths)
+
+
 def test_the_names_of_metrics_are_known_without_a_token():
     assert set(priced_nothing(EVERYTHING).metrics) == {"clip_fraction", "kl_old", "kl_reference", "correction"}
     assert set(priced_nothing(Likelihood()).metrics) == {"nll"}
@@ -123,7 +134,11 @@ def test_a_report_holds_what_a_reader_of_a_run_asks(tmp_path):
         assert 0 < metrics["entropy"] < np.log(101)
 
 
-@pytest.mark.parametrize("cut", [{"tokens": 60}, {"dp": 2, "tokens": 60}, {"tp": 2, "pp": 2, "tokens": 60}], ids=str)
+@pytest.mark.parametrize(
+    "cut",
+    [{"tokens": 60}, {"dp": 2, "tokens": 60}, {"tp": 2, "pp": 2, "tokens": 60}, {"cp": 2, "tokens": 80}],
+    ids=str,
+)
 def test_a_loss_over_pairs_is_the_same_however_the_batch_is_split(tmp_path, cut):
     folder, batches = tiny_folder(tmp_path / "model", "qwen3"), [rollouts(seed=seed) for seed in range(2)]
     one, other = (

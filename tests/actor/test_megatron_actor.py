@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def learnt(folder: Path, export: Path, **choices: Any) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    cut = {name: choices[name] for name in ("tp", "pp", "vpp", "dp") if name in choices}
+    cut = {name: choices[name] for name in ("tp", "pp", "vpp", "dp", "cp") if name in choices}
     answers = ranks.run(train, world=Parallel(**cut).world, folder=folder, export=export, batches=BATCHES, **choices)
     for answer in answers[1:]:
         assert answer["metrics"] == answers[0]["metrics"]
@@ -62,6 +62,13 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
         {"tp": 2, "dp": 2, "packed": False},
         {"dp": 2, "pp": 2},
         {"dp": 4, "tokens": 10_000},
+        {"cp": 2},
+        {"cp": 2, "tokens": 10_000, "packed": False},
+        {"cp": 2, "tp": 2},
+        {"cp": 2, "dp": 2},
+        {"cp": 2, "dp": 2, "optimizer": {"distributed": False}},
+        {"cp": 2, "pp": 2},
+        {"cp": 4},
     ],
     ids=str,
 )
@@ -116,7 +123,7 @@ def scores(folder: Path, **choices: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("cut", [{}, {"tp": 2, "pp": 2}, {"dp": 2}], ids=str)
+@pytest.mark.parametrize("cut", [{}, {"tp": 2, "pp": 2}, {"dp": 2}, {"cp": 2}], ids=str)
 def test_the_reference_policy_stays_where_the_actor_began_and_scoring_disturbs_nothing(folder, cut):
     for answer in ranks.run(scores, world=Parallel(**cut).world, folder=folder, **cut):
         np.testing.assert_array_equal(answer["frozen"], answer["before"])
@@ -197,12 +204,31 @@ def test_stopping_and_going_on_is_never_having_stopped(folder, tmp_path, choices
         assert answer == [True] * 6
 
 
+UNEVEN = rollouts(groups=6, samples=1, seed=5, lengths=[1, 2, 1, 7, 11, 30])
+
+
+def scores_of_uneven_rows(folder: Path, **cut: Any) -> np.ndarray:
+    return actor_of(folder, **cut).score(UNEVEN).values.numpy()
+
+
+@pytest.mark.parametrize(
+    "cut", [{"cp": 2}, {"cp": 2, "tp": 2}, {"cp": 2, "dp": 2}, {"cp": 2, "pp": 2}, {"cp": 4}], ids=str
+)
+def test_context_ranks_score_rows_of_any_length_as_one_rank_does(folder, cut):
+    lengths = UNEVEN.ragged(PROMPT_TOKENS).length_B + UNEVEN.ragged(TOKENS).length_B - 1
+    assert 1 in lengths
+    assert (lengths % 4).any()
+    (expected,) = ranks.run(scores_of_uneven_rows, world=1, folder=folder)
+    for found in ranks.run(scores_of_uneven_rows, world=Parallel(**cut).world, folder=folder, **cut):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def at_temperature(folder: Path, **cut: Any) -> dict[str, np.ndarray]:
     actor = actor_of(folder, sampling=Sampling(temperature=0.7), **cut)
     return {"scores": actor.score(BATCHES[0]).values.numpy()}
 
 
-@pytest.mark.parametrize("cut", [{}, {"tp": 2, "pp": 2}, {"dp": 2}], ids=str)
+@pytest.mark.parametrize("cut", [{}, {"tp": 2, "pp": 2}, {"dp": 2}, {"cp": 2, "tp": 2}], ids=str)
 def test_scores_are_log_probabilities_of_transformers_under_the_sampling_law(folder, cut):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     expected = []

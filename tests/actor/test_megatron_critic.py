@@ -90,7 +90,17 @@ def test_it_begins_at_zero_and_learns_the_returns(folder):
 
 
 @pytest.mark.parametrize(
-    "cut", [{"tp": 2}, {"tp": 2, "sequence_parallel": False}, {"pp": 2}, {"dp": 2}, {"tp": 2, "pp": 2}], ids=str
+    "cut",
+    [
+        {"tp": 2},
+        {"tp": 2, "sequence_parallel": False},
+        {"pp": 2},
+        {"dp": 2},
+        {"tp": 2, "pp": 2},
+        {"cp": 2},
+        {"cp": 2, "tp": 2},
+    ],
+    ids=str,
 )
 def test_any_cut_learns_the_same_values(folder, alone, cut):
     answer = run(folder, cut)

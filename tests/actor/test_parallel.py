@@ -24,6 +24,7 @@ def test_sequence_parallelism_needs_tensor_ranks_and_asks_for_even_token_counts(
     assert not Parallel().splits_sequence
     assert Parallel(tp=4).token_multiple == 4
     assert Parallel(tp=4, sequence_parallel=False).token_multiple == 1
+    assert Parallel(tp=4, cp=2).token_multiple == 8
 
 
 @pytest.mark.parametrize(

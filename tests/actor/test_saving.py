@@ -10,6 +10,7 @@ from typing import NoReturn
 import pytest
 
 from megatron_rl import checkpoint
+from megatron_rl.actor.parallel import Parallel
 from tests import ranks
 from tests.actor.saving_programs import (
     compare,
@@ -28,8 +29,7 @@ HOME = {"tp": 2, "pp": 2}
 
 
 def run(program, parallel, **arguments):
-    sizes = {"tp": 1, "pp": 1, "dp": 1} | parallel
-    return ranks.run(program, world=sizes["tp"] * sizes["pp"] * sizes["dp"], parallel=parallel, **arguments)
+    return ranks.run(program, world=Parallel(**parallel).world, parallel=parallel, **arguments)
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -47,7 +47,9 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "away", [{"dp": 2}, {"tp": 2}, {"pp": 2}, {"tp": 1}, {"tp": 2, "dp": 2}, {"pp": 2, "dp": 2}], ids=str
+    "away",
+    [{"dp": 2}, {"tp": 2}, {"pp": 2}, {"tp": 1}, {"tp": 2, "dp": 2}, {"pp": 2, "dp": 2}, {"cp": 2}, {"cp": 2, "dp": 2}],
+    ids=str,
 )
 def test_parameters_and_moments_are_the_same_bits_at_another_cut_and_back(saved, away, tmp_path):
     root, folder = saved

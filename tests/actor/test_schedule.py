@@ -77,7 +77,7 @@ def logits_exist_once(folder: Path) -> bool:
 
     def price(logits_TV: torch.Tensor, packed: Packed) -> schedule.Finished:
         places.append(logits_TV.data_ptr())
-        scored = vocab_parallel.score(logits_TV, packed.predictor_R, packed.target_R, law)
+        scored = vocab_parallel.score(logits_TV, packed.predictor_S, packed.target_S, law)
         return schedule.Finished(scored.logprob_R.sum(), None)
 
     (chunk,) = actor.chunks

@@ -1,5 +1,6 @@
 import torch
 
+from megatron_rl.actor.context import Context
 from megatron_rl.actor.sequences import Sequences
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import (
@@ -32,8 +33,8 @@ def test_the_example_of_the_docstring():
     packed = Sequences(EXAMPLE, [ADVANTAGE, REWARD, LOSS_WEIGHT, REUSED]).pack([0, 1], 0, CPU)
     assert packed.tokens_1T.tolist() == [[5, 9, 2, 5]]
     assert packed.sequences.lengths == (3, 1)
-    assert packed.predictor_R.tolist() == [1, 2, 3]
-    assert packed.target_R.tolist() == [2, 7, 1]
+    assert packed.predictor_S.tolist() == [1, 2, 3]
+    assert packed.target_S.tolist() == [2, 7, 1]
     assert packed.mask_R.tolist() == [1, 0, 1]
     assert packed.row_R.tolist() == [0, 0, 1]
     assert packed.offsets.tolist() == [0, 2, 3]
@@ -47,10 +48,21 @@ def test_padding_is_a_sequence_that_nothing_is_asked_of():
     packed = Sequences(EXAMPLE).pack([1], 3, CPU)
     assert packed.sequences.lengths == (1, 3)
     assert packed.tokens_1T.tolist() == [[5, 0, 0, 0]]
-    assert packed.predictor_R.tolist() == [0]
+    assert packed.predictor_S.tolist() == [0]
     nothing = Sequences(EXAMPLE).pack([], 2, CPU)
     assert nothing.sequences.lengths == (2,)
-    assert nothing.target_R.numel() == 0
+    assert nothing.target_S.numel() == 0
+
+
+def test_context_ranks_hold_tokens_with_the_targets_that_followed_them_before_the_cut():
+    first, second = (Sequences(EXAMPLE, [ADVANTAGE], Context(2, rank)).pack([0, 1], 0, CPU) for rank in range(2))
+    assert first.tokens_1T.tolist() == [[5, 0, 5, 0]]
+    assert second.tokens_1T.tolist() == [[9, 2, 0, 0]]
+    assert first.sequences.lengths == second.sequences.lengths == (4, 4)
+    assert [packed.predictor_S.tolist() for packed in (first, second)] == [[2], [0, 1]]
+    assert [packed.target_S.tolist() for packed in (first, second)] == [[1], [2, 7]]
+    assert [packed.here_S.tolist() for packed in (first, second)] == [[2], [0, 1]]
+    assert first.columns["advantage"].tolist() == second.columns["advantage"].tolist() == [0.5, 0.5, -1.0]
 
 
 def test_denominators_count_live_tokens_and_what_has_any():
@@ -72,7 +84,7 @@ def test_each_response_token_is_predicted_from_the_token_before_it():
         batch.ragged(PROMPT_TOKENS).row(row).tolist() + batch.ragged(TOKENS).row(row).tolist() for row in (7, 2, 11)
     ]
     before = [token for row, tokens in zip((7, 2, 11), whole, strict=True) for token in _before(batch, row, tokens)]
-    assert packed.tokens_1T[0, packed.predictor_R].tolist() == before
+    assert packed.tokens_1T[0, packed.predictor_S].tolist() == before
 
 
 def _before(batch, row, tokens):

@@ -15,10 +15,11 @@ from tests.actor.training import actor_of
 from tests.fakes.rollouts import rollouts
 
 
-def batch_of_pairs(pairs: int) -> tuple[Batch, int]:
-    """Rollouts of two lengths, and the tokens of a micro-batch that holds one of each."""
+def batch_of_pairs(pairs: int, multiple: int = 1) -> tuple[Batch, int]:
+    """Rollouts of two lengths, and the tokens of a micro-batch that holds one of each, filled up to the multiple."""
     batch = rollouts(groups=1, samples=2 * pairs, lengths=[39, 24] * pairs)
-    return batch, 63 + 2 * (int(batch.ragged(PROMPT_TOKENS).length_B[0]) - 1)
+    lengths = [response + int(batch.ragged(PROMPT_TOKENS).length_B[0]) - 1 for response in (39, 24)]
+    return batch, sum(length + -length % multiple for length in lengths)
 
 
 class Saved:

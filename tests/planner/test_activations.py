@@ -29,6 +29,8 @@ LAYOUTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("llama", {"pp": 2}),
     ("llama", {"pp": 2, "vpp": 2}),
     ("llama", {"pp": 2, "recompute": Recompute(granularity="full", method="block")}),
+    ("qwen3", {"cp": 2}),
+    ("qwen3", {"cp": 2, "recompute": Recompute(granularity="selective")}),
     ("qwen3_moe", {}),
     ("qwen3_moe", {"tp": 2, "recompute": FULL}),
 )
@@ -45,7 +47,7 @@ def folders(tmp_path_factory):
 
 @pytest.mark.parametrize(("family", "layout"), LAYOUTS, ids=str)
 def test_what_autograd_keeps_is_predicted_within_a_tenth(folders, family, layout):
-    batch, tokens = batch_of_pairs(4)
+    batch, tokens = batch_of_pairs(4, multiple=2 * layout["cp"] if "cp" in layout else 1)
     tokens += tokens % layout.get("tp", 1)
     actor = ActorSettings(
         **layout, precision=Precision(compute="fp32"), update=UpdateSettings(microbatch_tokens=tokens)
