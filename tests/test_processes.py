@@ -102,6 +102,7 @@ def curves(folder: Path, *names: str) -> list[list[float]]:
     [
         pytest.param([TP2], id="tp2 on one machine"),
         pytest.param([PP2, APART], id="pp2 on two machines"),
+        pytest.param(["actor.cp=2"], id="cp2 on one machine", marks=pytest.mark.slow),
     ],
 )
 def test_the_first_step_s_advantages_are_those_of_one_process_and_the_curves_follow(alone, config, tmp_path, cut):
