@@ -146,7 +146,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("where", PLACES)
-@pytest.mark.parametrize("cut", [{}, {"dp": 2, "pp": 2}, {"tp": 2}], ids=str)
+@pytest.mark.parametrize("cut", [{}, {"dp": 2, "pp": 2}, {"tp": 2}, {"cp": 2}], ids=str)
 def test_the_step_is_skipped_everywhere_and_leaves_every_bit_as_it_was(folder, where, cut):
     answers = ranks.run(skip_one, world=Parallel(**cut).world, folder=folder, where=where, **cut)
     assert all(answer == answers[0] for answer in answers)

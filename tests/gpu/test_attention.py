@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatron_rl.actor.architecture import describe
 from megatron_rl.actor.attention import PackedAttention, packing
+from megatron_rl.actor.context import Context
 from megatron_rl.actor.cpu import device
 from megatron_rl.actor.fused import has_transformer_engine
 from megatron_rl.actor.parallel import Parallel
@@ -23,6 +24,8 @@ from tests.gpu.wide import relative
 pytestmark = pytest.mark.gpu
 
 LENGTHS = (5, 130, 130, 1, 64, 300, 17, 17, 17, 128)
+EVEN = tuple(length + -length % 4 for length in LENGTHS)
+"""As two context ranks would fill them up."""
 HEADS, KV_HEADS, SIZE = 4, 2, 64
 STILL_R = torch.zeros(SIZE // 2)
 """Frequencies that turn nothing: Transformer Engine's attention is given what is turned already."""
@@ -40,9 +43,9 @@ class Mixed(NamedTuple):
     value: Tensor
 
 
-def heads(dtype: torch.dtype, where: torch.device) -> list[Tensor]:
+def heads(dtype: torch.dtype, where: torch.device, lengths: tuple[int, ...] = LENGTHS) -> list[Tensor]:
     draw = torch.Generator().manual_seed(5)
-    shapes = [(sum(LENGTHS), count, SIZE) for count in (HEADS, KV_HEADS, KV_HEADS)]
+    shapes = [(sum(lengths), count, SIZE) for count in (HEADS, KV_HEADS, KV_HEADS)]
     # Rounded to BF16 first, so that every precision starts from the same numbers.
     drawn = [torch.randn(shape, generator=draw).bfloat16() for shape in shapes]
     return [tensor.to(where, dtype).requires_grad_() for tensor in drawn]
@@ -72,6 +75,31 @@ def test_float32_on_the_gpu_is_float32_on_the_cpu(measured):
 
 def test_one_kernel_in_bf16_stays_in_its_band(measured):
     found = errors(ours(torch.bfloat16, device()), ours(torch.float32, torch.device("cpu")))
+    measured(**found, band=BF16_BAND)
+    assert max(found.values()) <= BF16_BAND
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_kernel_attends_from_the_pieces_of_a_context_rank(rank, measured):
+    """The other rank's keys are put beside its own here, as gathering them would."""
+    context, where = Context(2, rank), device()
+    packed = packing(EVEN, where, context)
+    query, key, value = heads(torch.bfloat16, where, EVEN)
+    token_T = context.tokens(EVEN).to(where)
+    met_K = torch.cat([Context(2, each).tokens(EVEN) for each in range(2)]).to(where)[packed.key_K]
+    attention = PackedAttention(SimpleNamespace(kv_channels=SIZE), inverse_R=STILL_R.to(where))
+    mixed = attention._mixed(query[token_T], key[met_K], value[met_K], packed).flatten(1)
+    exact = heads(torch.float32, torch.device("cpu"), EVEN)
+    expected = attention._mixed(*exact, packing(EVEN, torch.device("cpu"))).flatten(1)[token_T.cpu()]
+    slope = torch.randn(mixed.shape, generator=torch.Generator().manual_seed(6)).bfloat16()
+    pairs = zip(
+        (mixed, *torch.autograd.grad(mixed, (query, key, value), slope.to(where))),
+        (expected, *torch.autograd.grad(expected, exact, slope.float())),
+        strict=True,
+    )
+    found = {
+        name: relative(one.detach(), other.detach()) for name, (one, other) in zip(Mixed._fields, pairs, strict=True)
+    }
     measured(**found, band=BF16_BAND)
     assert max(found.values()) <= BF16_BAND
 
