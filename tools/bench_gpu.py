@@ -113,7 +113,7 @@ def attention_lines(tokens: int, longest: int) -> list[Line]:
     ours = PackedAttention(SimpleNamespace(kv_channels=SIZE), inverse_R=torch.zeros(SIZE // 2, device=device()))
     ways: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: ours(*heads, packed_seq_params=packed),
-        "run by run": lambda: ours._run_by_run(*heads, lengths).flatten(1),
+        "run by run": lambda: ours._run_by_run(*heads, packed).flatten(1),
     }
     if has_transformer_engine():
         ways["transformer_engine"] = _engine(heads, packed)
