@@ -24,6 +24,8 @@ LATEST_S = float(os.environ.get("ORPHANS_LATEST_S", "30"))
 """A run has begun to learn by then, on most machines."""
 END_S, GONE_S = 90.0, 30.0
 """How long the command may take to end, and what it started to be gone after it."""
+WANDB = "tmp*wandb-*"
+"""Folders that it makes when it is imported, as Megatron-Core does in the driver, and removes when Python ends."""
 OURS = ("megatron_rl", "psm_", "plasma", "vllm_")
 """How files in memory of a run begin."""
 
@@ -80,7 +82,7 @@ def killed(config: Path, runs: Path, temporary: Path, number: signal.Signals, af
     began = time.monotonic()
     while time.monotonic() < began + GONE_S:
         left = [one for one in family.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-        files = [str(path.relative_to(temporary)) for path in temporary.iterdir()]
+        files = [path.name for path in temporary.iterdir() if number != signal.SIGKILL or not path.match(WANDB)]
         memory = sorted(in_memory() - there)
         if not (left or files or memory):
             break

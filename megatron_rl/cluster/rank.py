@@ -122,6 +122,8 @@ class RankHost:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # Read by CUDA when it wakes, which no import does.
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, post.gpus))
+        # Megatron-Core imports it where it is there; a rank tells it nothing, and once killed leaves its folders.
+        sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
         _log_to(post.log)
         self.post, self.doing = post, "nothing"
         self.resident: Resident | None = None
