@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from megatron_rl.actor.architecture import Architecture, describe
 from megatron_rl.actor.precision import Precision
@@ -21,6 +24,30 @@ from megatron_rl.spec.load import load
 from megatron_rl.spec.schema import SpecError
 
 EXAMPLE = "example: megatron-rl plan models/Qwen3-8B --nodes 4 --gpus-per-node 8 --gpu h100 --max-tokens 8192"
+COUNTS: Final = (
+    "nodes",
+    "gpus_per_node",
+    "prompts",
+    "samples",
+    "prompt_tokens",
+    "max_tokens",
+    "steps",
+    "judges",
+    "best",
+)
+AMOUNTS: Final = ("spread", "ahead", "judge")
+ABOVE_NOTHING: Final = ("network", "spare", "mean_tokens")
+IN_THE_FILE: Final = {
+    "prompts": (128, "sampler.uniform.prompts"),
+    "samples": (8, "sampler.uniform.samples"),
+    "max_tokens": (3072, "sampling.max_tokens"),
+    "steps": (1, "actor.update.steps"),
+    "reference": ("none", "actor.reference"),
+    "precision": ("bf16", "actor.precision.compute"),
+    "critic": (False, "learn"),
+    "screen": (None, "sampler"),
+}
+"""Arguments that say nothing of a run: their defaults, and the keys that do."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,12 +89,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    _check(arguments)
     is_run = arguments.model.suffix in (".yaml", ".yml")
     config, settings = str(arguments.model) if is_run else arguments.config, list(arguments.settings)
+    _check(arguments, is_run)
     if is_run:
         sizes = [f"model.folder={arguments.sizes}"] if arguments.sizes else []
         setup, choice = of_run(load(arguments.model, [*settings, *sizes]), _cluster(arguments), _guess(arguments))
+        setup = replace(setup, kernels=arguments.kernels, sleeps=setup.sleeps or arguments.sleep)
     elif arguments.sizes:
         raise SpecError("--sizes is for a run's YAML file; a model is planned with its own config.json.")
     elif settings:
@@ -151,19 +179,40 @@ def _architecture(model: Path) -> Architecture:
         raise SpecError(f"{model}: {error}") from None
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    counts = ("nodes", "gpus_per_node", "prompts", "samples", "prompt_tokens", "max_tokens", "steps", "judges", "best")
-    problems = [
-        f"--{name.replace('_', '-')} is {getattr(arguments, name)}, but must be at least 1."
-        for name in counts
-        if getattr(arguments, name) < 1
+def _check(arguments: argparse.Namespace, is_run: bool) -> None:
+    told = {name: getattr(arguments, name) for name in (*COUNTS, *AMOUNTS, *ABOVE_NOTHING)}
+    problems = [f"{_option(name)} is {told[name]}, but must be at least 1." for name in COUNTS if told[name] < 1]
+    problems += [
+        f"{_option(name)} is {told[name]:g}, but must be a number, at least 0."
+        for name in AMOUNTS
+        if not 0 <= told[name] < math.inf
+    ]
+    problems += [
+        f"{_option(name)} is {told[name]:g}, but must be a number above 0."
+        for name in ABOVE_NOTHING
+        if told[name] is not None and not 0 < told[name] < math.inf
     ]
     if arguments.drafted is not None and not 0 <= arguments.drafted < 1:
         problems.append(f"--drafted is {arguments.drafted}, but must be at least 0 and below 1.")
-    if min(arguments.spread, arguments.ahead, arguments.judge) < 0 or min(arguments.network, arguments.spare) <= 0:
-        problems.append("--spread, --ahead and --judge must be at least 0, --network and --spare above 0.")
+    if arguments.gpu in GPUS and arguments.spare >= GPUS[arguments.gpu].memory_gib:
+        problems.append(
+            f"--spare is {arguments.spare:g}, but {arguments.gpu} has {GPUS[arguments.gpu].memory_gib} GiB."
+        )
+    rows = arguments.prompts * arguments.samples
+    if not is_run and arguments.screen is None and rows < arguments.steps:
+        problems.append(f"--steps is {arguments.steps}, but {rows} rollouts cannot be shared out among more than that.")
+    if is_run:
+        problems += [
+            f"{_option(name)} stands in the run's own file; set {key}=... instead."
+            for name, (default, key) in IN_THE_FILE.items()
+            if getattr(arguments, name) != default
+        ]
     if problems:
         raise SpecError(problems)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _screen(text: str | None) -> Screen | None:
@@ -173,4 +222,6 @@ def _screen(text: str | None) -> Screen | None:
         screened, first, more = (int(part) for part in text.split(":"))
     except ValueError:
         raise SpecError(f"--screen is {text!r}, but should be three whole numbers, as in 64:4:20.") from None
+    if min(screened, first, more) < 1:
+        raise SpecError(f"--screen is {text!r}, but each of its numbers must be at least 1.")
     return Screen(screened, first, more)

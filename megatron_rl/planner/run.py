@@ -42,7 +42,7 @@ def lengths(most: int, guess: Guess) -> Lengths:
 
 
 def of_run(spec: RunSpec, cluster: Cluster, guess: Guess | None = None) -> tuple[Setup, Choice]:
-    """What `predict` and `footprint` take, and as its setup `search`; SpecError where the machines are too few."""
+    """What `predict` and `footprint` take, and as its setup `search`."""
     actor = build(spec.settings["actor"])
     assert isinstance(actor, ActorSettings), "checked when the configuration was"
     placement: Placement = "split" if spec.settings["cluster"].values["placement"] == "split" else "colocated"
@@ -53,12 +53,6 @@ def of_run(spec: RunSpec, cluster: Cluster, guess: Guess | None = None) -> tuple
         _number(rollout, key, default) for key, default in (("tp", 1), ("replicas", 1), ("rows", 256))
     )
     engines = Engines(tp, replicas, rows, float(share))
-    needed = actor.world + engines.gpus if placement == "split" else max(actor.world, engines.gpus)
-    if needed > cluster.gpus:
-        raise SpecError(
-            f"the run asks for {needed} GPUs, {actor.world} for the actor and {engines.gpus} for the engines "
-            f"({placement}), but {cluster.nodes} x {cluster.gpus_per_node} are planned; take more nodes."
-        )
     setup = Setup(
         architecture=describe(read_model_config(spec)),
         cluster=cluster,

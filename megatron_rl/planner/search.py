@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from megatron_rl.actor import fit
+from megatron_rl.actor import fit, lora
 from megatron_rl.actor.recompute import Recompute
 from megatron_rl.actor.settings import ActorSettings
 from megatron_rl.planner.decoding import Wave, wave
 from megatron_rl.planner.hardware import GIB
 from megatron_rl.planner.job import Choice, Engines, Placement, Setup
 from megatron_rl.planner.memory import Footprint, Learning, elements, engine_weights, footprint, fullest_of
+from megatron_rl.planner.refusals import can_share, check, check_precision
 from megatron_rl.planner.step import Forecast, forecast, rough_seconds, write
 from megatron_rl.planner.syncing import rough, sync
 from megatron_rl.reshard.layout import LayoutError
@@ -35,10 +36,7 @@ ABOUT: Final = 0.05
 
 def predict(setup: Setup, choice: Choice) -> Forecast:
     """What this one choice needs and takes; SpecError where it cannot be."""
-    try:
-        fit.check(setup.architecture, choice.actor)
-    except LayoutError as error:
-        raise SpecError(str(error)) from None
+    check(setup, choice)
     memory = footprint(setup, choice)
     if problem := memory.refusal(setup.job.longest):
         raise SpecError(f"{_named(choice)} does not fit: {problem}.")
@@ -47,6 +45,7 @@ def predict(setup: Setup, choice: Choice) -> Forecast:
 
 def search(setup: Setup, best: int = 5) -> tuple[Forecast, ...]:
     """The fastest choices, their syncs planned to the byte; SpecError says why where there is none."""
+    check_precision(setup)
     rated, refused = [], []
     waves: dict[tuple[Engines, int], Wave] = {}
     for choice, fullest in choices(setup):
@@ -74,10 +73,11 @@ def choices(setup: Setup) -> Iterator[tuple[Choice, Learning]]:
 def _engines(setup: Setup, gpus: int) -> list[Engines]:
     """Those on one machine that are left room to write, from the smallest on; larger ones only wait for their sums."""
     cluster, shape = setup.cluster, setup.architecture.shape
+    near = min(gpus, cluster.gpus_per_node)  # a group stands on one machine, so machines are shared out among groups
     possible = [
         Engines(tp, gpus // tp)
-        for tp in _powers(cluster.gpus_per_node)
-        if gpus % tp == 0 and shape.heads % tp == 0 and not (shape.kv_heads % tp and tp % shape.kv_heads)
+        for tp in _powers(near)
+        if near % tp == 0 and shape.heads % tp == 0 and can_share(shape.kv_heads, tp)
     ]
     return [one for one in possible if engine_weights(shape, one) < cluster.usable * ENGINE_ROOM][:3]
 
@@ -123,6 +123,7 @@ def _cuts(setup: Setup, gpus: int) -> Iterator[ActorSettings]:
                     try:
                         cut = replace(setup.actor, tp=tp, pp=pp, vpp=vpp, dp=dp, ep=ep, cp=1, stage_layers=stages)
                         fit.check(setup.architecture, cut)
+                        lora.check(cut.lora, setup.architecture, cut)
                     except LayoutError:
                         continue
                     yield cut

@@ -29,8 +29,10 @@ class Timeline:
     """By machine, the share of a step in which it works."""
 
 
-def simulate(phases: Sequence[Phase], steps: int = STEPS) -> Timeline:
+def simulate(phases: Sequence[Phase]) -> Timeline:
     """Phases are taken in their order within a step; a machine does one at a time, first come first served."""
+    # Steps that may begin before any has ended have no rhythm yet.
+    steps = STEPS + 3 * max((earlier for phase in phases for _, earlier in phase.after), default=0)
     free: dict[str, float] = {}
     ended: dict[tuple[str, int], float] = {}
     # A phase follows itself, so the next events are among the next step of each.

@@ -7,7 +7,7 @@ from megatron_rl.planner.hardware import Cluster
 from megatron_rl.planner.job import Engines, Screen
 from megatron_rl.planner.memory import footprint
 from megatron_rl.planner.run import Guess, of_run
-from megatron_rl.planner.search import predict
+from megatron_rl.planner.search import predict, search
 from megatron_rl.spec.load import SHIPPED, load
 from megatron_rl.spec.schema import SpecError
 from tests.planner.configs import MODELS, QWEN3_8B
@@ -59,11 +59,10 @@ def test_rollouts_lag_as_the_run_says_or_as_is_asked_and_that_hides_writing_behi
     assert predict(setup, choice).seconds < predict(*planned("grpo_asynchronous.yaml", "schedule.ahead=0")).seconds
 
 
-def test_too_few_machines_are_refused(planned):
-    split = ("cluster.placement=split", "rollout.vllm.replicas=8")
-    with pytest.raises(SpecError, match="asks for 16 GPUs, 8 for the actor and 8 for the engines"):
-        planned("grpo.yaml", *split)
-    assert planned("grpo.yaml", *split, nodes=2)[1].placement == "split"
+def test_a_run_of_more_machines_than_there_are_is_still_something_to_search_around(planned):
+    setup, choice = planned("grpo.yaml", "actor.dp=64")
+    assert choice.actor.world > setup.cluster.gpus
+    assert search(setup, best=1)[0].choice.actor.world <= setup.cluster.gpus
 
 
 def test_a_mean_above_the_most_is_refused(planned):

@@ -40,6 +40,11 @@ def test_the_first_is_about_the_fastest():
     assert ranked[0].seconds < 1.06 * min(one.seconds for one in ranked)
 
 
+def test_a_group_never_stands_on_two_machines():
+    asked = replace(setup(QWEN3_8B, 2), cluster=Cluster(nodes=2, gpus_per_node=6))
+    assert {choice.engines.tp for choice, _ in choices(asked)} <= {1, 2}
+
+
 def test_lagging_rollouts_want_machines_of_their_own():
     asked = setup(QWEN3_8B, 4)
     ranked = search(replace(asked, job=replace(JOB, ahead=1)))

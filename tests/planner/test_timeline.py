@@ -25,5 +25,10 @@ def test_a_step_behind_the_busiest_machine_sets_the_pace():
     assert behind.busy["engines"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("ahead", [4, 12, 40])
+def test_however_far_behind_no_step_is_shorter_than_its_busiest_machine_works(ahead):
+    assert simulate(loop(shared=False, ahead=ahead)).step == pytest.approx(7)
+
+
 def test_lagging_gains_nothing_on_shared_machines():
     assert simulate(loop(shared=True, ahead=1)).step == pytest.approx(10)
