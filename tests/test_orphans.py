@@ -22,8 +22,8 @@ KILLS = int(os.environ.get("ORPHANS_KILLS", "6"))
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 LATEST_S = float(os.environ.get("ORPHANS_LATEST_S", "30"))
 """A run has begun to learn by then, on most machines."""
-END_S, GONE_S = 90.0, 30.0
-"""How long the command may take to end, and what it started to be gone after it."""
+LOOK_S, END_S, GONE_S = 0.2, 90.0, 30.0
+"""How often a run is looked at, how long it may take to end, and what it started to be gone after it."""
 WANDB = "tmp*wandb-*"
 """Folders that it makes when it is imported, as Megatron-Core does in the driver, and removes when Python ends."""
 OURS = ("megatron_rl", "psm_", "plasma", "vllm_")
@@ -71,18 +71,19 @@ def killed(config: Path, runs: Path, temporary: Path, number: signal.Signals, af
         start_new_session=True,
     )
     family: dict[int, psutil.Process] = {}
-    ends, told = time.monotonic() + after_s, False
+    ends, told, looks = time.monotonic() + after_s, False, 0
     while run.poll() is None:
         family |= {one.pid: one for one in descendants(run.pid)}
         if not told and time.monotonic() > ends:
             told = True
             os.killpg(run.pid, number) if number == signal.SIGINT else run.send_signal(number)
-        assert time.monotonic() < ends + END_S, f"{number.name} after {after_s:.1f} s did not end the run"
-        time.sleep(0.2)
+        looks += told
+        assert looks * LOOK_S < END_S, f"{number.name} after {after_s:.1f} s did not end the run"
+        time.sleep(LOOK_S)
     began = time.monotonic()
     while time.monotonic() < began + GONE_S:
         left = [one for one in family.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-        files = [path.name for path in temporary.iterdir() if number != signal.SIGKILL or not path.match(WANDB)]
+        files = [path.name for path in temporary.iterdir() if run.returncode >= 0 or not path.match(WANDB)]
         memory = sorted(in_memory() - there)
         if not (left or files or memory):
             break
