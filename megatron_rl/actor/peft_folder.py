@@ -26,6 +26,8 @@ UNKNOWN = (
     *("trainable_token_indices", "target_parameters", "layer_replication", "alora_invocation_tokens", "arrow_config"),
 )
 """Switches of PEFT that change what an adapter means, and are read as off only."""
+BESIDE = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Ways to begin (`init_lora_weights`) that leave the matrices as they were; PiSSA, OLoRA and others do not."""
 
 
 class Change(NamedTuple):
@@ -65,7 +67,18 @@ def about(folder: Path) -> About:
             raise SpecError(f"{path} sets {name!r} to {said[name]!r}, which cannot be read; merge it with PEFT itself.")
     if said.get("bias", "none") != "none":
         raise SpecError(f"{path} has bias {said['bias']!r}, but only adapters with bias 'none' can be read.")
-    return About(rank=int(said["r"]), alpha=float(said["lora_alpha"]), is_rank_stabilised=bool(said.get("use_rslora")))
+    began = said.get("init_lora_weights", True)
+    if began not in BESIDE:
+        raise SpecError(
+            f"{path} has init_lora_weights {began!r}, which changes the matrices themselves; merge it with PEFT, or "
+            "save it with path_initial_model_for_weight_conversion."
+        )
+    rank, alpha = said.get("r"), said.get("lora_alpha")
+    if type(rank) is not int or rank < 1:
+        raise SpecError(f"{path} needs r as a whole number above 0, but has {rank!r}.")
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise SpecError(f"{path} needs lora_alpha as a number, but has {alpha!r}.")
+    return About(rank=rank, alpha=float(alpha), is_rank_stabilised=bool(said.get("use_rslora")))
 
 
 def read(folder: Path, wanted: About | None = None) -> dict[str, Change]:
@@ -83,12 +96,16 @@ def read(folder: Path, wanted: About | None = None) -> dict[str, Change]:
         if not name.startswith(PREFIX) or letter not in ("A", "B") or not matrix:
             raise SpecError(f"{folder} holds {name!r}, which is no factor of a linear layer's change.")
         factors.setdefault(matrix, {})[letter] = reader.whole(name)
+    if not factors:
+        raise SpecError(f"{folder} changes no matrix; was it saved on all ranks?")
     changes = {}
     for matrix, pair in factors.items():
-        if len(pair) < 2 or pair["A"].shape[0] != found.rank or pair["B"].shape[1] != found.rank:
-            sizes = {letter: tuple(factor.shape) for letter, factor in pair.items()}
-            raise SpecError(f"{folder} has {sizes} for {matrix!r}, but needs A and B of rank {found.rank}.")
-        changes[matrix] = Change(**pair)
+        sizes = {letter: tuple(factor.shape) for letter, factor in pair.items()}
+        match sizes:
+            case {"A": (rank, _), "B": (_, columns)} if rank == columns == found.rank:
+                changes[matrix] = Change(**pair)
+            case _:
+                raise SpecError(f"{folder} has {sizes} for {matrix!r}, but needs A and B of rank {found.rank}.")
     return changes
 
 

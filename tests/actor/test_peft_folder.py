@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from megatron_rl.actor import peft_folder
@@ -73,7 +73,11 @@ def test_what_is_written_is_read_back_and_opens_in_peft(base, tmp_path):
         ({"rank_pattern": {"q_proj": 8}}, "sets 'rank_pattern'"),
         ({"modules_to_save": ["lm_head"]}, "merge it with PEFT itself"),
         ({"bias": "all"}, "has bias 'all'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the matrices themselves"),
         ({"r": 8}, "needs A and B of rank 8"),
+        ({"r": "4"}, "needs r as a whole number above 0, but has '4'"),
+        ({"r": None}, "needs r as"),
+        ({"lora_alpha": float("nan")}, "needs lora_alpha as a number, but has nan"),
     ],
 )
 def test_an_adapter_that_means_more_than_is_read_is_refused(base, tmp_path, changed, said):
@@ -83,6 +87,23 @@ def test_an_adapter_that_means_more_than_is_read_is_refused(base, tmp_path, chan
     with pytest.raises(SpecError, match=said):
         peft_folder.merge(base, tmp_path / "adapter", tmp_path / "merged", SHARD_BYTES)
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "said"),
+    [
+        (lambda _: {}, "changes no matrix"),
+        (lambda tensors: {name: tensor.sum() for name, tensor in tensors.items()}, "needs A and B of rank 4"),
+        (lambda tensors: {name: tensor for name, tensor in tensors.items() if "lora_A" in name}, "needs A and B"),
+    ],
+    ids=["empty", "scalars", "halves"],
+)
+def test_factors_that_are_no_pair_of_matrices_are_refused(base, tmp_path, damaged, said):
+    adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    path = tmp_path / "adapter" / peft_folder.TENSORS
+    save_file(damaged(load_file(path)), path)
+    with pytest.raises(SpecError, match=said):
+        peft_folder.merge(base, tmp_path / "adapter", tmp_path / "merged", SHARD_BYTES)
 
 
 def test_an_adapter_of_another_model_is_refused(base, tmp_path):
