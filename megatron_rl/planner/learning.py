@@ -21,7 +21,7 @@ class Update(NamedTuple):
     bubble: float
     """Waiting for the first and last micro-batches of a pipeline."""
     tensor: float
-    """Sums over tensor ranks, and tokens on their way to experts."""
+    """Sums over tensor ranks, keys and values between context ranks, and tokens on their way to experts."""
     data: float
     """Sums over data ranks, weights gathered again, and the optimizer itself."""
 
@@ -61,8 +61,17 @@ def _passes(setup: Setup, actor: ActorSettings, forwards: int, exchanges: int) -
     stream = tokens * shape.hidden * 2 * shape.layers / actor.pp
     tensor = exchanges * 4 * stream * (actor.tp - 1) / actor.tp / cluster.wire(actor.tp)
     tensor += exchanges * _dealt(setup, actor, stream / actor.tp)
+    tensor += forwards * _met(setup, actor, tokens)
     waited = (actor.pp - 1) / (microbatches(setup, actor) * actor.vpp)
     return Update(compute, (compute + tensor) * waited, tensor, 0.0)
+
+
+def _met(setup: Setup, actor: ActorSettings, tokens: float) -> float:
+    """To show each context rank the keys and values of the others; a backward pass brings their gradients back too."""
+    shape = setup.architecture.shape
+    width = max(shape.kv_heads * shape.head_dim // actor.tp, shape.head_dim)
+    sent = (actor.cp - 1) * tokens * 2 * width * 2 * shape.layers / actor.pp
+    return sent / setup.cluster.wire(actor.tp * actor.cp)
 
 
 def _dealt(setup: Setup, actor: ActorSettings, stream: float) -> float:

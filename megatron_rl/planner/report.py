@@ -14,6 +14,7 @@ from megatron_rl.planner.step import Forecast
 from megatron_rl.planner.work import forward
 
 MOST_SHARE: Final = 0.9
+CUT: Final = ("tp", "cp", "pp", "vpp", "dp", "ep")
 
 
 def report(setup: Setup, ranked: Sequence[Forecast]) -> Iterator[str]:
@@ -71,7 +72,7 @@ def details(setup: Setup, one: Forecast) -> Iterator[str]:
 
 def cut(choice: Choice) -> list[str]:
     """The keys of the cut that are not one."""
-    named = {name: getattr(choice.actor, name) for name in ("tp", "pp", "vpp", "dp", "ep")}
+    named = {name: getattr(choice.actor, name) for name in CUT}
     told = [f"{name}={size}" for name, size in named.items() if size > 1] or ["one GPU"]
     granularity = choice.actor.recompute.granularity
     return [*told, *([granularity] if granularity != "none" else [])]
@@ -80,7 +81,7 @@ def cut(choice: Choice) -> list[str]:
 def overrides(setup: Setup, one: Forecast) -> list[str]:
     """The choice as settings of a run."""
     actor, engines = one.choice.actor, one.choice.engines
-    keys = [f"actor.{name}={getattr(actor, name)}" for name in ("tp", "pp", "vpp", "dp", "ep")]
+    keys = [f"actor.{name}={getattr(actor, name)}" for name in CUT]
     if actor.stage_layers:
         keys.append(f"actor.stage_layers=[{','.join(map(str, actor.stage_layers))}]")
     keys.append(f"actor.update.microbatch_tokens={actor.update.microbatch_tokens}")

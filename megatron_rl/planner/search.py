@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from megatron_rl.actor import fit, lora
 from megatron_rl.actor.recompute import Recompute
@@ -23,6 +23,8 @@ from megatron_rl.spec.schema import SpecError
 RECOMPUTES: Final = (Recompute(), Recompute(granularity="selective"), Recompute(granularity="full"))
 ROOMS: Final = (1, 2, 4)
 """Sequences of the greatest length that a micro-batch may hold."""
+CONTEXTS: Final = (1, 2, 4, 8)
+"""Ranks that share a sequence: no more than it takes for anything to fit, as data ranks exchange less."""
 MICROBATCH: Final = 16384
 """Tokens that a micro-batch is given where that fits, however short the responses."""
 CACHE_STEP: Final = 1.25
@@ -32,6 +34,12 @@ ENGINE_ROOM: Final = 0.7
 """The share of a GPU that an engine's weights may take."""
 ABOUT: Final = 0.05
 """Times of a step that differ by less than this share count as equal: the forecast is not finer."""
+
+
+class _Refused(NamedTuple):
+    needs: int
+    choice: Choice
+    problem: str
 
 
 def predict(setup: Setup, choice: Choice) -> Forecast:
@@ -46,26 +54,38 @@ def predict(setup: Setup, choice: Choice) -> Forecast:
 def search(setup: Setup, best: int = 5) -> tuple[Forecast, ...]:
     """The fastest choices, their syncs planned to the byte; SpecError says why where there is none."""
     check_precision(setup)
-    rated, refused = [], []
-    waves: dict[tuple[Engines, int], Wave] = {}
-    for choice, fullest in choices(setup):
-        memory = footprint(setup, choice, fullest)
-        if problem := memory.refusal(setup.job.longest):
-            refused.append((memory.learning.total + memory.weights, choice, problem))
-        else:
-            rated.append((_rough(setup, choice, memory, waves), choice))
-    if not rated:
+    refused: list[_Refused] = []
+    for cp in CONTEXTS:
+        rated, problems = _rated(setup, cp)
+        refused += problems
+        if rated:
+            break
+    else:
         raise SpecError(_reason(setup, refused))
     rated.sort(key=lambda one: _order(*one))
     fastest = [forecast(setup, one, write(setup, one), sync(setup, one)) for one in _apart(rated, best)]
     return tuple(sorted(fastest, key=lambda one: _order(one.seconds, one.choice)))
 
 
-def choices(setup: Setup) -> Iterator[tuple[Choice, Learning]]:
+def _rated(setup: Setup, cp: int) -> tuple[list[tuple[float, Choice]], list[_Refused]]:
+    """About how long each choice takes that fits, and why the others do not."""
+    rated: list[tuple[float, Choice]] = []
+    refused: list[_Refused] = []
+    waves: dict[tuple[Engines, int], Wave] = {}
+    for choice, fullest in choices(setup, cp):
+        memory = footprint(setup, choice, fullest)
+        if problem := memory.refusal(setup.job.longest):
+            refused.append(_Refused(memory.learning.total + memory.weights, choice, problem))
+        else:
+            rated.append((_rough(setup, choice, memory, waves), choice))
+    return rated, refused
+
+
+def choices(setup: Setup, cp: int = 1) -> Iterator[tuple[Choice, Learning]]:
     """Every choice that the model's sizes and the cluster's allow, with the actor's fullest rank."""
     for placement, gpus, engine_gpus in _shares(setup):
         engines = _engines(setup, engine_gpus)
-        for actor, fullest in _actors(setup, gpus) if engines else ():
+        for actor, fullest in _actors(setup, gpus, cp) if engines else ():
             for one in engines:
                 yield Choice(actor=actor, engines=one, placement=placement), fullest
 
@@ -95,9 +115,9 @@ def _shares(setup: Setup) -> Iterator[tuple[Placement, int, int]]:
         yield "split", cluster.gpus // 2, cluster.gpus // 2
 
 
-def _actors(setup: Setup, gpus: int) -> Iterator[tuple[ActorSettings, Learning]]:
+def _actors(setup: Setup, gpus: int, cp: int) -> Iterator[tuple[ActorSettings, Learning]]:
     """For each cut and size of micro-batches the one that forgets least of those that fit, or else most."""
-    for cut in _cuts(setup, gpus):
+    for cut in _cuts(setup, gpus, cp):
         for tokens in _budgets(setup, cut):
             for recompute in RECOMPUTES:
                 update = replace(cut.update, microbatch_tokens=tokens)
@@ -110,18 +130,18 @@ def _actors(setup: Setup, gpus: int) -> Iterator[tuple[ActorSettings, Learning]]
                     break
 
 
-def _cuts(setup: Setup, gpus: int) -> Iterator[ActorSettings]:
+def _cuts(setup: Setup, gpus: int, cp: int) -> Iterator[ActorSettings]:
     shape = setup.architecture.shape
     rows = setup.job.rows // setup.job.optimizer_steps
     for tp in _powers(setup.cluster.gpus_per_node):
-        for pp in [pp for pp in range(1, min(shape.layers, MOST_STAGES) + 1) if gpus % (tp * pp) == 0]:
-            dp, stages = gpus // (tp * pp), _stages(shape.layers, pp)
+        for pp in [pp for pp in range(1, min(shape.layers, MOST_STAGES) + 1) if gpus % (tp * cp * pp) == 0]:
+            dp, stages = gpus // (tp * cp * pp), _stages(shape.layers, pp)
             if dp > rows or (stages and pp not in _powers(MOST_STAGES)):
                 continue
             for vpp in (1, 2) if pp > 1 and shape.layers % (2 * pp) == 0 else (1,):
-                for ep in _experts(setup, tp * dp):
+                for ep in _experts(setup, tp * cp * dp):
                     try:
-                        cut = replace(setup.actor, tp=tp, pp=pp, vpp=vpp, dp=dp, ep=ep, cp=1, stage_layers=stages)
+                        cut = replace(setup.actor, tp=tp, pp=pp, vpp=vpp, dp=dp, ep=ep, cp=cp, stage_layers=stages)
                         fit.check(setup.architecture, cut)
                         lora.check(cut.lora, setup.architecture, cut)
                     except LayoutError:
@@ -186,12 +206,12 @@ def _apart(rated: Sequence[tuple[float, Choice]], best: int) -> list[Choice]:
 def _named(choice: Choice) -> str:
     actor, engines = choice.actor, choice.engines
     cut = " ".join(
-        f"{name}={getattr(actor, name)}" for name in ("tp", "pp", "dp", "vpp", "ep") if getattr(actor, name) > 1
+        f"{name}={getattr(actor, name)}" for name in ("tp", "cp", "pp", "dp", "vpp", "ep") if getattr(actor, name) > 1
     )
     return f"actor {cut or 'on one GPU'} with {engines.replicas} engines of tp={engines.tp}, {choice.placement},"
 
 
-def _reason(setup: Setup, refused: Sequence[tuple[int, Choice, str]]) -> str:
+def _reason(setup: Setup, refused: Sequence[_Refused]) -> str:
     cluster = setup.cluster
     told = f"{cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name}"
     shape = setup.architecture.shape

@@ -54,6 +54,14 @@ def test_tokens_travel_to_dealt_experts():
     assert update(mixture, ActorSettings(dp=32)).tensor == 0
 
 
+def test_keys_and_values_travel_between_context_ranks():
+    dealt = update(SETUP, replace(ACTOR, tp=1, dp=16, cp=2))
+    # Of 36 layers, keys and values of 8 heads of 128 numbers in 16 bits, shown once forward and twice backward.
+    tokens = SETUP.job.tokens / 32 * 1.03
+    assert dealt.tensor == pytest.approx(3 * tokens * 36 * 2 * 8 * 128 * 2 / SETUP.cluster.wire(2))
+    assert dealt.compute == pytest.approx(update(SETUP, ACTOR).compute)
+
+
 def test_short_batches_take_as_long_as_their_kernels_take_to_start():
     tiny = replace(SETUP, job=replace(SETUP.job, prompts=32, samples=1, lengths=Lengths(mean=2, most=2)))
     assert update(tiny, ACTOR).compute >= 36 * 3 * 0.2e-3

@@ -9,6 +9,7 @@ from megatron_rl.actor.settings import ActorSettings
 from megatron_rl.planner.hardware import Cluster
 from megatron_rl.planner.job import Choice, Engines, Job, Setup
 from megatron_rl.planner.lengths import Lengths
+from megatron_rl.planner.report import overrides
 from megatron_rl.planner.search import choices, predict, search
 from megatron_rl.spec.schema import SpecError
 from tests.planner.configs import LLAMA_70B, LLAMA_405B, QWEN3_8B, QWEN3_30B_A3B, QWEN3_32B
@@ -55,6 +56,16 @@ def test_lagging_rollouts_want_machines_of_their_own():
 def test_a_thousand_gpus_are_planned_whole(config):
     ranked = search(replace(setup(config, 128), job=replace(JOB, prompts=1024)))
     assert ranked[0].choice.actor.world == 1024
+
+
+def test_ranks_share_sequences_that_no_cut_fits_whole():
+    asked = setup(QWEN3_8B, 2)
+    endless = replace(asked, job=Job(prompts=32, samples=8, lengths=Lengths(mean=131072, most=524288)))
+    first, *_ = search(endless)
+    actor = first.choice.actor
+    assert (actor.cp, actor.world) == (2, 16)
+    assert "actor.cp=2" in overrides(endless, first)
+    assert {one.choice.actor.cp for one in search(asked)} == {1}
 
 
 def test_layers_that_do_not_divide_are_cut_into_uneven_stages():
