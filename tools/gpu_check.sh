@@ -7,6 +7,7 @@
 # machines bring their own torch and Transformer Engine. Exits 1 when a test or the benchmark failed, 2 without a GPU or torch.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+[[ "${1:-}" =~ ^(-h|--help)$ ]] && { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' tools/gpu_check.sh; exit 0; }
 python="${PYTHON:-python3}"
 folder="${1:-${OUT:-tests/gpu/results}}"
 [ "$#" -gt 0 ] && shift
