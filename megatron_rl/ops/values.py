@@ -88,8 +88,10 @@ def whiten(x_T: Tensor, mask_T: Tensor) -> Tensor:
     live_N = kept(x_T, mask_T)
     if len(live_N) < 2:
         return torch.zeros_like(x_T)
-    scale = torch.rsqrt(live_N.var() + 1e-8)  # summed in double precision, as a dot product would not be
-    return put_back((live_N - live_N.mean()).mul_(scale), mask_T)
+    # From the first, as all are where all are equal: of 1000.1 many times over, single precision has not the mean.
+    above_N = live_N - live_N[0]
+    scale = torch.rsqrt(above_N.var() + 1e-8)  # summed in double precision, as a dot product would not be
+    return put_back(above_N.sub_(above_N.mean()).mul_(scale), mask_T)
 
 
 class Tokens(NamedTuple):

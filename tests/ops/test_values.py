@@ -139,6 +139,16 @@ def test_whitened_tokens_have_mean_zero_and_variance_one():
     assert whiten(x_T, torch.zeros(50)).tolist() == [0.0] * 50
 
 
+@pytest.mark.parametrize("reward", [0.3, 100.1, 1000.1, 1e6])
+def test_equal_returns_whiten_to_zero_in_single_precision_however_large(reward):
+    assert whiten(torch.full((100_003,), reward), torch.ones(100_003)).count_nonzero() == 0
+
+
+def test_rewards_far_from_zero_whiten_as_those_near_it():
+    near_T = (torch.rand(1000) > 0.5).float()
+    torch.testing.assert_close(whiten(near_T + 1e6, torch.ones(1000)), whiten(near_T, torch.ones(1000)))
+
+
 def test_a_reward_is_paid_at_the_last_live_token():
     reward_B, mask_T = torch.tensor([1.0, 2.0]), torch.tensor([1, 1, 0, 0, 0])
     assert reward_to_go(reward_B, mask_T, torch.tensor([0, 3, 5]), 0.5).tolist() == [0.5, 1.0, 0.0, 0.0, 0.0]
