@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from megatron_rl.batch.columns import ADVANTAGE, DICTIONARY, SAMPLER_LOGPROBS, Column
+from megatron_rl.batch.columns import ADVANTAGE, DICTIONARY, REFERENCE_REWARDS, REWARD, SAMPLER_LOGPROBS, Column
 from megatron_rl.pipeline import slot_of
 from megatron_rl.ports import Objective, Sampler, Stage
 
@@ -36,6 +36,7 @@ def check_combination(chosen: Chosen) -> list[str]:
         *_disagreements((sampler, *collect, *learn, objective)),
         *_overwritten((*collect, *learn)),
         *_unused(learn, objective),
+        *_shaped((*collect, *learn)),
         *_uncorrected_tokens(collect, objective),
     ]
 
@@ -129,6 +130,17 @@ def _unused(learn: Sequence[tuple[str, Stage]], objective: tuple[str, Objective]
             yield (
                 f"'{name}' writes {columns}, which objective '{objective[0]}' and the stages after it never read; "
                 "leave it out, or take another objective."
+            )
+
+
+def _shaped(stages: Sequence[tuple[str, Stage]]) -> Iterator[str]:
+    """A value run has no stages: what it stored are rewards as they were judged."""
+    shaping = [name for name, stage in stages if REWARD in stage.reads and REWARD in stage.writes]
+    for name, stage in stages:
+        if shaping and REFERENCE_REWARDS in stage.reads:
+            yield (
+                f"'{name}' compares rewards with those of the value run, which are not shaped, and '{shaping[0]}' "
+                "changes the former alone; leave it out, or make it part of the reward function."
             )
 
 

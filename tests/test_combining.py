@@ -1,6 +1,16 @@
 import pyarrow as pa
 
-from megatron_rl.batch.columns import ADVANTAGE, BASELINE, KEPT, REWARD, SAMPLER_LOGPROBS, SPREAD, Column
+from megatron_rl.batch.columns import (
+    ADVANTAGE,
+    BASELINE,
+    KEPT,
+    OPTIMAL_VALUE,
+    REFERENCE_REWARDS,
+    REWARD,
+    SAMPLER_LOGPROBS,
+    SPREAD,
+    Column,
+)
 from megatron_rl.combining import Chosen, check_ahead, check_combination
 
 
@@ -99,6 +109,15 @@ class Scores(Idea):
 
 class Remembers(Idea):
     slot = "shared"
+
+
+def test_rewards_of_a_value_run_are_not_compared_with_shaped_ones():
+    values = ("values", Idea(reads=(REFERENCE_REWARDS, REWARD), writes=(OPTIMAL_VALUE,)))
+    regression = ("regression", Idea(reads=(REWARD, OPTIMAL_VALUE)))
+    shapes, judges = ("shapes", Idea(reads=(REWARD,), writes=(REWARD,))), ("judges", Idea(writes=(REWARD,)))
+    assert check([values], collect=[judges], objective=regression) == []
+    (problem,) = check([values], collect=[judges, shapes], objective=regression)
+    assert "'values' compares rewards with those of the value run, which are not shaped, and 'shapes'" in problem
 
 
 def ahead(collect=(), learn=(), objective=CORRECTED):
