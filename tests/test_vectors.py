@@ -97,6 +97,7 @@ def without(field):
         ("[]", "an object 'algorithms'"),
         ('{"algorithms": []}', "an object 'algorithms'"),
         ('{"algorithms": {"x": [', "line 1 column"),
+        ("[" * 100_000, "maximum recursion depth"),
         ({}, "it holds no case"),
         ({"x": []}, "it holds no case"),
         ({"x": 5}, "algorithms.x should be a list of cases, got 5"),

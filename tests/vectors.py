@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = parser.parse_args(arguments).file
     try:
         results = list(run_file(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         print(f"cannot run {path}: {error}", file=sys.stderr)
         return 2
     print(report(results))

@@ -10,7 +10,6 @@ what would enter the same GPUs if each gathered whole tensors and sliced them. F
 """
 
 import argparse
-import json
 import resource
 import sys
 import time
@@ -26,6 +25,8 @@ from megatron_rl.reshard.layout import Box, Layout, LayoutError, ModelShape
 from megatron_rl.reshard.megatron import megatron_layout
 from megatron_rl.reshard.placement import Placement, colocated, split, together
 from megatron_rl.reshard.plan import ReshardPlan, Slice, plan
+from megatron_rl.spec.files import read_object
+from megatron_rl.spec.schema import SpecError
 
 PLACEMENTS: Mapping[str, Callable[[Layout, Layout], Placement]] = {
     "colocated": colocated,
@@ -93,8 +94,14 @@ PRESETS = {
 def read_layout(text: str, shape: ModelShape) -> Layout:
     """The layout that a word of the command line describes."""
     kind, _, rest = text.partition(":")
-    settings = dict(setting.split("=", 1) for setting in rest.split(",") if setting)
-    stages = tuple(int(count) for count in settings.pop("layers", "").split("+") if count)
+    written = [setting.partition("=")[::2] for setting in rest.split(",") if setting]
+    settings = dict(written)
+    if len(settings) < len(written):
+        raise LayoutError(f"layout {text!r} sets something twice; say it once.")
+    counts = settings.pop("layers", "").split("+") if "layers" in settings else []
+    if not all(count.isdecimal() for count in counts):
+        raise LayoutError(f"layout {text!r} should list its layers as in layers=7+8+7.")
+    stages = tuple(int(count) for count in counts)
     if wrong := [f"{name}={value}" for name, value in settings.items() if not value.isdecimal() or int(value) < 1]:
         raise LayoutError(f"layout {text!r} says {wrong[0]}, which should be a whole number above 0.")
     numbers = {name: int(value) for name, value in settings.items()}
@@ -234,11 +241,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     presets = {chosen.preset: PRESETS[chosen.preset]} if chosen.preset else PRESETS
     try:
         if chosen.config:
-            config = json.loads(chosen.config.read_text())
+            config = read_object(chosen.config, str(chosen.config))
             own = Preset(config=config, source=chosen.source, target=chosen.target, placement=chosen.placement)
             presets = {chosen.config.parent.name or chosen.config.name: own}
         made = {name: make(preset) for name, preset in presets.items()}
-    except (LayoutError, OSError, ValueError) as error:
+    except (LayoutError, SpecError) as error:
         print(f"show_plan: {error}", file=sys.stderr)
         return 2
     print(table(HEADINGS, [row(name, presets[name], one) for name, one in made.items()]))

@@ -24,6 +24,11 @@ class LayoutError(ValueError):
     """A layout, or a plan between two, that cannot be. One sentence that says what to change."""
 
 
+LARGEST = 1 << 24
+"""A width or vocabulary of a config.json above this is a slip of the pen, whose bytes 64 bits may not count."""
+MOST = 1 << 13
+"""The same of layers, heads and experts, which would be counted one by one for ever."""
+
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -50,7 +55,7 @@ class ModelShape:
     def of(hf_config: Mapping[str, object]) -> "ModelShape":
         """The sizes that a parsed config.json gives."""
         family = hf_config.get("model_type")
-        if family not in FAMILIES:
+        if not isinstance(family, str) or family not in FAMILIES:
             raise LayoutError(
                 f"config.json has model_type {family!r}, but the families with a table are {', '.join(FAMILIES)}; "
                 "choose one of them or add a table to reshard/names.py."
@@ -63,9 +68,9 @@ class ModelShape:
         )
         # transformers 5 writes the number of experts under another name than the published files.
         named = "num_experts" if "num_experts" in hf_config else "num_local_experts"
-        experts = _whole(hf_config, named) if FAMILIES[str(family)].sparse else 0
+        experts = _whole(hf_config, named) if FAMILIES[family].sparse else 0
         return ModelShape(
-            family=str(family),
+            family=family,
             layers=layers,
             hidden=hidden,
             heads=heads,
@@ -227,6 +232,9 @@ def _whole(hf_config: Mapping[str, object], key: str, default: int | None = None
     value = default if hf_config.get(key) is None else hf_config[key]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise LayoutError(f"config.json needs {key} as a positive whole number, but has {value!r}.")
+    most = LARGEST if key.endswith("_size") else MOST
+    if value > most:
+        raise LayoutError(f"config.json has a {key} beyond that of any model; it should be at most {most}.")
     return value
 
 

@@ -58,6 +58,17 @@ def test_a_config_without_a_size_says_which():
         ModelShape.of({**CONFIG, "tie_word_embeddings": "false"})
 
 
+@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "vocab_size", "num_experts"])
+def test_a_size_beyond_any_model_is_refused_before_it_is_counted(key):
+    with pytest.raises(LayoutError, match=f"a {key} beyond that of any model"):
+        ModelShape.of({**CONFIG, key: 10**400})
+
+
+def test_a_family_that_is_no_word_is_refused():
+    with pytest.raises(LayoutError, match="families with a table"):
+        ModelShape.of({**CONFIG, "model_type": ["qwen3"]})
+
+
 def test_layout_errors_cross_processes():
     error = pickle.loads(pickle.dumps(LayoutError("choose another tp.")))
     assert isinstance(error, LayoutError)

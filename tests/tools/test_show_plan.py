@@ -76,9 +76,20 @@ def test_any_two_layouts_of_a_config_are_planned(config, capsys):
         ("vllm:pp=2", "sets 'pp', but vllm knows replicas, tp"),
         ("vllm:tp=-2", "says tp=-2, which should be a whole number above 0"),
         ("hf:layers=3", "sets 'layers', but only megatron has stages"),
+        ("megatron:tp", "says tp=, which should be a whole number"),
+        ("megatron:tp=2,tp=4", "sets something twice"),
+        ("megatron:pp=2,layers=4+", "should list its layers as in layers=7+8+7"),
         ("vllm:tp=16", "8 attention heads do not divide over 16"),
     ],
 )
 def test_a_layout_that_cannot_be_is_refused_in_a_sentence(config, layout, reason, capsys):
     assert show_plan.main([config, "--target", layout]) == 2
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("said", ["[]", "null", "[" * 100_000, "{", "\ufeff{}"])
+def test_a_config_that_is_no_object_is_refused_in_a_sentence(said, tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(said, encoding="utf-8")
+    assert show_plan.main([str(path)]) == 2
+    assert str(path) in capsys.readouterr().err
