@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, get_origin
 
@@ -256,6 +257,13 @@ def test_a_file_that_is_not_there_is_said_so(capsys):
 def test_an_unknown_command_is_answered_with_the_nearest(capsys):
     assert main(["trian"]) == WRONG
     assert "there is no command 'trian'; did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_settings_are_not_said_to_be_required(capsys):
+    for command in ("train", "evaluate", "replay", "verify-resume"):
+        with suppress(SystemExit):
+            main([command])
+        assert "key=value" not in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_help_and_version_are_there(capsys):

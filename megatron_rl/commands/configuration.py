@@ -22,7 +22,7 @@ def add_configuration(parser: argparse.ArgumentParser, meaning: str = "YAML file
     """The arguments that say which run is meant."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help=meaning)
     parser.add_argument(
-        "settings", nargs="*", metavar="key=value", help="settings laid over the file, as in actor.tp=2"
+        "settings", nargs="*", default=[], metavar="key=value", help="settings laid over the file, as in actor.tp=2"
     )
 
 

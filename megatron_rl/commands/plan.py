@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of the command."""
     parser.epilog = EXAMPLE
     parser.add_argument("model", type=Path, metavar="WHAT", help="config.json, its folder, or a run's YAML file")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings laid over a YAML file")
+    parser.add_argument("settings", nargs="*", default=[], metavar="key=value", help="settings laid over a YAML file")
     parser.add_argument("--search", action="store_true", help="of a YAML file: other layouts too, not its own alone")
     parser.add_argument(
         "--sizes", metavar="FOLDER", help="of a YAML file: config.json of its model, if that is elsewhere"

@@ -19,7 +19,7 @@ from megatron_rl.spec.schema import SpecError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("step", type=int, metavar="STEP", help="the finished step whose rollouts are meant")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings laid over the run's own")
+    parser.add_argument("settings", nargs="*", default=[], metavar="key=value", help="settings laid over the run's own")
     parser.add_argument("--chain", choices=("learn", "collect"), default="learn", help="the chain to run")
     parser.add_argument("--out", type=Path, help="a Parquet file for the batch that comes out")
 
@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, value in sorted(found.metrics.items()):
         print(f"  {name} = {value:.6g}")
     if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         found.batch.write_parquet(arguments.out)
         print(arguments.out)
     return DONE

@@ -20,7 +20,7 @@ from megatron_rl.spec.schema import SpecError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run; it is read and never written")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings laid over the run's own")
+    parser.add_argument("settings", nargs="*", default=[], metavar="key=value", help="settings laid over the run's own")
     parser.add_argument("--steps", type=int, default=4, metavar="K", help="steps to make, at least 2 (4)")
     parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="where to make them; else beside the run")
     parser.epilog = str(__doc__).partition("\n\n")[2]

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Final, SupportsFloat
 
 from megatron_rl.answers import Question, Score
 
@@ -43,15 +43,15 @@ class Function:
         if isinstance(returned, Score):
             return returned
         named = returned if isinstance(returned, Mapping) else {"score": returned}
-        if not isinstance(number := named.get("score"), int | float):
+        if not isinstance(given := named.get("score"), SupportsFloat):  # numpy's and torch's numbers are no float
             raise TypeError(
                 f"{self.path} returned {returned!r}; a reward is a Score, a number or a mapping with 'score'"
             )
-        extracted = named.get("pred")
+        number, extracted = float(given), named.get("pred")
         return Score(
-            reward=float(number),
+            reward=number,
             correct=int(bool(named.get("acc", number >= self.right_from))),
-            extracted=str(number if extracted is None else extracted),
+            extracted=str(given if extracted is None else extracted),
         )
 
     @cached_property

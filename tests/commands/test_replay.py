@@ -19,7 +19,7 @@ def test_a_stage_whose_memory_was_not_kept_is_refused(trained, capsys):
 
 
 def test_other_stages_show_what_they_would_have_changed(trained, tmp_path, capsys):
-    target = tmp_path / "batch.parquet"
+    target = tmp_path / "not" / "there" / "batch.parquet"
     asked = ["replay", str(trained), "2", "learn=[leave_one_out_baseline, advantage]", "--out", str(target)]
     assert main(asked) == DONE
     assert "advantage: other in" in capsys.readouterr().out
