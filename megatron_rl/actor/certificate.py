@@ -104,7 +104,10 @@ class Certificate:
         """ValueError, naming the first that differs, unless the streams, read side by side, are exactly its tensors."""
         if self.written != self.elements:
             raise ValueError(f"{folder}: {self.written} elements were written, but the model has {self.elements}.")
-        found = digested(streams)
+        self.compare(folder, digested(streams))
+
+    def compare(self, folder: Path, found: Mapping[str, Digest]) -> None:
+        """ValueError, naming the first that differs, unless these are the digests of its tensors."""
         for name in found:
             if name not in self.tensors:
                 raise ValueError(f"{folder} holds {name!r}, which its certificate does not know; convert it again.")

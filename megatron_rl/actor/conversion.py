@@ -16,7 +16,7 @@ from torch import Tensor
 from megatron_rl.actor import distributed_folder, fit, groups, saving
 from megatron_rl.actor import safetensors_folder as hf
 from megatron_rl.actor.architecture import Architecture, describe
-from megatron_rl.actor.certificate import Certificate, Compared, Digest, compared, versions
+from megatron_rl.actor.certificate import FILE, Certificate, Compared, Digest, compared, versions
 from megatron_rl.actor.distributed_folder import Contents
 from megatron_rl.actor.durable import replacing
 from megatron_rl.actor.parallel import Parallel
@@ -24,7 +24,7 @@ from megatron_rl.actor.side_by_side import shares
 from megatron_rl.actor.translation import Fusion, check_source, check_stored, unfused
 from megatron_rl.actor.weights import SHARD_BYTES, named_dtype, read_config
 from megatron_rl.reshard.engines import huggingface_layout
-from megatron_rl.reshard.layout import LayoutError
+from megatron_rl.reshard.layout import LayoutError, ModelShape
 from megatron_rl.reshard.stored import objects
 from megatron_rl.spec.schema import SpecError
 
@@ -84,6 +84,7 @@ def to_huggingface(source: Path, target: Path, like: Path | None = None, shard_b
     with replacing(target) as aside:
         hf.copy_companions(origin, aside)
         tensors = _write(aside, contents, unfused(reader, shape), contents.shards(shard_bytes))
+        _check_converted(source, reader, shape, tensors)
         written = _elements(tensors)
         made = Certificate(
             source=f"megatron checkpoint of {str(stored).removeprefix('torch.')}",
@@ -98,6 +99,19 @@ def to_huggingface(source: Path, target: Path, like: Path | None = None, shard_b
         made.write(aside)
         _refuse_existing(target)
     return made
+
+
+def _check_converted(
+    source: Path, reader: distributed_folder.Reader, shape: ModelShape, tensors: Mapping[str, Digest]
+) -> None:
+    """ValueError where a checkpoint that was converted no longer holds what its certificate says."""
+    if not (source / FILE).is_file():
+        return
+    certificate = Certificate.read(source)
+    if {digest.dtype for digest in tensors.values()} == {digest.dtype for digest in certificate.tensors.values()}:
+        certificate.compare(source, tensors)
+    else:
+        certificate.check(source, *unfused(reader, shape))
 
 
 def _write(

@@ -245,7 +245,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """What a JSON file of a folder says; SpecError where it is none."""
     try:
         said = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"{path} is not JSON ({error}); fetch or write it again.") from None
     if not isinstance(said, dict):
         raise SpecError(f"{path} should hold names and values, but holds {type(said).__name__}.")

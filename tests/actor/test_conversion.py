@@ -116,6 +116,17 @@ def test_a_flipped_bit_is_found_in_either_format(folders, tmp_path):
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"holds 'model.layers.2.mlp.down_proj.weight' with other bytes"):
         conversion.verify(tmp_path / "there")
+    for number, like in enumerate([None, in_bfloat16(folders["llama", True], tmp_path / "like")]):
+        with pytest.raises(ValueError, match=r"there holds 'model.layers.2.mlp.down_proj.weight' with other bytes"):
+            conversion.to_huggingface(tmp_path / "there", tmp_path / f"again-{number}", like)
+        assert not (tmp_path / f"again-{number}").exists()
+
+
+def in_bfloat16(source: Path, folder: Path) -> Path:
+    shutil.copytree(source, folder)
+    config = json.loads((source / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    return folder
 
 
 def test_a_checkpoint_that_holds_other_bytes_than_were_read_has_no_name(folders, tmp_path, monkeypatch):
