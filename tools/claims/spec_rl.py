@@ -15,7 +15,7 @@ LENIENCES = {"1": 0.0, "e^0.2": 0.2, "e^0.5": 0.5, "e^1": 1.0}
 HEADLINE, EXACT = "SPEC-RL, lenience e^0.5", "SPEC-RL, exact"
 BASES = ("GRPO", "PPO", "DAPO")
 """What an arm is compared with: the method its name begins with, which writes everything anew; GRPO without one."""
-OTHER_SEEDS = 1
+OTHER_SEEDS = 3
 """How many of the seeds PPO's and DAPO's arms have, which take several times as long as GRPO's."""
 LEFT_OUT = "DAPO, exact"
 """Next-token laws of all the drafts of all its waves take longer on a processor than every other arm together."""
