@@ -37,6 +37,7 @@ def check_combination(chosen: Chosen) -> list[str]:
         *_overwritten((*collect, *learn)),
         *_unused(learn, objective),
         *_shaped((*collect, *learn)),
+        *_too_few(sampler, objective),
         *_uncorrected_tokens(collect, objective),
     ]
 
@@ -142,6 +143,16 @@ def _shaped(stages: Sequence[tuple[str, Stage]]) -> Iterator[str]:
                 f"'{name}' compares rewards with those of the value run, which are not shaped, and '{shaping[0]}' "
                 "changes the former alone; leave it out, or make it part of the reward function."
             )
+
+
+def _too_few(sampler: tuple[str, Sampler], objective: tuple[str, Objective]) -> Iterator[str]:
+    """A loss between rollouts of one prompt is zero where there is one: it would run, and learn nothing."""
+    least = getattr(objective[1], "least_rollouts", 1)
+    if (drawn := getattr(sampler[1], "samples", least)) < least:
+        yield (
+            f"objective '{objective[0]}' compares rollouts of one prompt, and '{sampler[0]}' draws {drawn} of each; "
+            f"set its `samples` to at least {least}."
+        )
 
 
 def _said(idea: object, what: str) -> Mapping[str, str]:

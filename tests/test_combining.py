@@ -12,6 +12,8 @@ from megatron_rl.batch.columns import (
     Column,
 )
 from megatron_rl.combining import Chosen, check_ahead, check_combination
+from megatron_rl.objectives.rebel import Rebel
+from megatron_rl.samplers.uniform import Uniform
 
 
 class Idea:
@@ -118,6 +120,16 @@ def test_rewards_of_a_value_run_are_not_compared_with_shaped_ones():
     assert check([values], collect=[judges], objective=regression) == []
     (problem,) = check([values], collect=[judges, shapes], objective=regression)
     assert "'values' compares rewards with those of the value run, which are not shaped, and 'shapes'" in problem
+
+
+def test_a_loss_between_rollouts_of_a_prompt_is_given_two_of_them():
+    def pairs(samples):
+        sampler, objective = Uniform(prompts=4, samples=samples), Rebel()
+        return check_combination(Chosen(("uniform", sampler), [], [], ("rebel", objective)))
+
+    assert pairs(2) == []
+    (problem,) = pairs(1)
+    assert problem.endswith("'uniform' draws 1 of each; set its `samples` to at least 2.")
 
 
 def ahead(collect=(), learn=(), objective=CORRECTED):

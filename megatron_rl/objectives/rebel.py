@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -18,6 +19,8 @@ class Rebel:
 
     It reads `group`, so micro-batches keep groups whole.
     """
+
+    least_rollouts: ClassVar = 2
 
     eta: float = 1.0
     """How far a difference of rewards may move the policy."""
