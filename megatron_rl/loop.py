@@ -180,7 +180,7 @@ def next_batch(run: Run, context: Context) -> Batch:
         refuse_silence(run.memories.get(FAILED), run.buffer.prompts, context.step)
     raise RuntimeError(
         f"step {context.step}: {run.schedule.max_waves} waves in a row did not fill a batch of {run.buffer.prompts} "
-        "groups; nearly all are being filtered out: widen the filter, change the prompts, or raise `run.max_waves`"
+        "groups; nearly all are being filtered out: widen the filter, change the prompts, or raise `schedule.max_waves`"
     )
 
 

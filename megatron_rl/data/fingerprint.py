@@ -2,7 +2,8 @@
 
 Of every tensor its name, type and shape are hashed, and its bytes: all of a small one's, and of a larger one's some
 blocks from its first to its last. So 140 GB are told from others by some ten megabytes; two models that were trained
-differently differ in nearly every tensor, and one where somebody changed single numbers by hand may go unnoticed.
+differently differ in nearly every tensor, and one that was changed by hand between the blocks, were it in whole rows of
+an embedding, may go unnoticed.
 """
 
 from __future__ import annotations
