@@ -10,7 +10,8 @@ role=$1 address=$2
 shift 2
 
 join() {
-    export RAY_worker_niceness=0 # ranks are the work of the node; Ray would put them behind everything else
+    # Ray would put ranks behind whatever else wants a processor, and remember every call of theirs.
+    export RAY_worker_niceness=0 RAY_task_events_report_interval_ms=0
     # Ports are the kernel's choice, so that jobs that share a node never collide. Ranks keep logs of their own.
     local shared=(--block --disable-usage-stats --num-cpus "${SLURM_CPUS_ON_NODE:-1}" --include-log-monitor false)
     shared+=(--min-worker-port 0 --max-worker-port 0 --dashboard-agent-listen-port 0)

@@ -14,8 +14,13 @@ from megatron_rl.cluster.placement import Node
 from megatron_rl.cluster.warden import Warden
 from megatron_rl.reshard.layout import LayoutError
 
-# Ray would otherwise tell its makers about every run, and put ranks behind whatever else wants a processor.
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_worker_niceness": "0"}
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # it would tell its makers about every run
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_worker_niceness": "0",  # it would put ranks behind whatever else wants a processor
+    "RAY_task_events_report_interval_ms": "0",  # it would remember every call of a rank, and grow with each step
+}
+"""How Ray is started where a run starts it."""
 
 
 LET_GO_S = 10.0
