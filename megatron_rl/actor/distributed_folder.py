@@ -78,11 +78,18 @@ def _new(size: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(torch.Size(size), dtype=dtype)
 
 
+def _is_checkpoint(folder: Path) -> bool:
+    try:
+        return dist_checkpointing.check_is_distributed_checkpoint(str(folder))
+    except (TypeError, ValueError, RecursionError):  # a metadata.json with other names, or that is no JSON
+        return False
+
+
 class Reader:
     """The tensors of a checkpoint by name, assembled of whatever chunks it has."""
 
     def __init__(self, folder: Path) -> None:
-        if not dist_checkpointing.check_is_distributed_checkpoint(str(folder)):
+        if not _is_checkpoint(folder):
             raise SpecError(f"{folder} is no Megatron distributed checkpoint: it lacks a readable metadata.json.")
         trust.check(folder)
         self.folder = folder

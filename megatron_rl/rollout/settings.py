@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -35,6 +36,8 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         if "" in self.stop:
             raise ValueError("a stop text is empty, which would end every response at once; leave it out")
+        if math.isinf(self.temperature):
+            raise ValueError("sampling.temperature is infinite, but the logits are divided by a finite one")
 
     @property
     def law(self) -> Sampling:

@@ -62,3 +62,10 @@ def test_chunks_that_leave_a_gap_or_overlap_are_never_written(tmp_path):
         write(tmp_path, Contents(twice, (), torch.float32), lambda _, one: VALUES[slices(one.at)], {})
     with pytest.raises(SpecError, match=r"is no Megatron distributed checkpoint"):
         Reader(tmp_path)
+
+
+@pytest.mark.parametrize("said", ["{", '{"sharded_backend_version": 1, "other": 2}', "[" * 100_000])
+def test_a_folder_whose_metadata_is_damaged_is_refused_by_that_file(written, said):
+    (written / "metadata.json").write_text(said)
+    with pytest.raises(SpecError, match=r"lacks a readable metadata\.json"):
+        Reader(written)

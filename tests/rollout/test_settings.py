@@ -14,3 +14,8 @@ def test_settings_name_the_law():
 def test_an_empty_stop_text_is_refused_at_load():
     with pytest.raises(ValueError, match="a stop text is empty, which would end every response at once"):
         TypeAdapter(SamplingSettings).validate_json('{"stop": ["</answer>", ""]}')
+
+
+def test_an_infinite_temperature_is_refused():
+    with pytest.raises(ValueError, match=r"sampling.temperature is infinite"):
+        SamplingSettings(temperature=float("inf"))
