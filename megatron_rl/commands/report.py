@@ -18,6 +18,9 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [str(folder) for folder in arguments.folders if not (folder / "metrics.jsonl").is_file()]
     if missing:
         raise SpecError(f"{', '.join(missing)}: no metrics.jsonl there, so no run to report on.")
+    begun = [str(folder) for folder in arguments.folders if not (folder / "metrics.jsonl").stat().st_size]
+    if begun:
+        raise SpecError(f"{', '.join(begun)}: no step is finished there yet, so there is nothing to draw.")
     from megatron_rl.telemetry.report import report
 
     print(report(arguments.folders, arguments.out or arguments.folders[0] / "report.html"))

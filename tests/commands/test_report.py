@@ -12,3 +12,9 @@ def test_a_run_is_drawn_into_its_folder_or_where_one_says(trained, tmp_path, cap
 def test_a_folder_without_metrics_is_refused(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == WRONG
     assert "no metrics.jsonl there" in capsys.readouterr().err
+
+
+def test_a_run_without_a_finished_step_is_refused_in_a_sentence(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").touch()
+    assert main(["report", str(tmp_path)]) == WRONG
+    assert "no step is finished there yet" in capsys.readouterr().err
