@@ -210,7 +210,7 @@ def kill(tmp_path: Path, times: int) -> None:
 
 
 def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint_that_loads(tmp_path):
-    kill(tmp_path, 5)
+    kill(tmp_path, 2)
 
 
 @pytest.mark.slow
