@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from megatron_rl import launch
 from megatron_rl.accounting import rollouts_of
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import ERROR, GROUP, REWARD, STATUS, TOKENS
@@ -9,7 +8,7 @@ from megatron_rl.batch.memory import read_memory, write_memory
 from megatron_rl.failures import leave, lived, refuse_silence, tell
 from megatron_rl.spec.load import SHIPPED
 from tests.fakes.faulty_engine import LosesSome
-from tests.test_configs import CONFIGS, assert_same, halves, small, with_values
+from tests.test_configs import CONFIGS, trained_though_stopped
 from tests.test_launch import data, rollouts  # noqa: F401  # data is a fixture
 
 
@@ -95,12 +94,7 @@ def losing(monkeypatch, share: float) -> None:
 
 
 def trains_though_rollouts_fail(config, data, folder):  # noqa: F811
-    more = with_values(config, data, folder)
-    launch.train(small(config, data, folder / "straight", *more))
-    launch.train(small(config, data, folder / "broken", *more, "schedule.steps=2"))
-    launch.train(small(config, data, folder / "broken", *more))
-    straight, broken = halves(config, folder)
-    assert_same(straight, broken, 4)
+    straight = trained_though_stopped(config, data, folder)
     failed = 0
     for step in range(1, 5):
         shown = rollouts(straight, step)
