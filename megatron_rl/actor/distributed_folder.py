@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from io import BufferedWriter
 from math import prod
 from pathlib import Path
@@ -14,13 +13,11 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
-    Metadata,
     MetadataIndex,
     TensorProperties,
-    TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
@@ -91,52 +88,35 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         if not _is_checkpoint(folder):
             raise SpecError(f"{folder} is no Megatron distributed checkpoint: it lacks a readable metadata.json.")
-        trust.check(folder)
         self.folder = folder
-        self._metadata: Metadata = FileSystemReader(folder).read_metadata()
-        self._boxes: dict[str, list[Box]] = {}
-
-    @cached_property
-    def tensors(self) -> dict[str, TensorStorageMetadata]:
-        """Shape, type and chunks of every tensor."""
-        known = self._metadata.state_dict_metadata.items()
-        return {name: entry for name, entry in known if isinstance(entry, TensorStorageMetadata)}
+        self.tensors = trust.check(folder).tensors
 
     def read(self, name: str, box: Box, room: Callable[[Sequence[int], torch.dtype], Tensor] = _new) -> Tensor:
         """This box, without its first axis where that is one layer of a stack.
 
         It lies in the mapped file where one chunk holds it all, and is put together in `room` otherwise.
         """
-        parts = [(place, common) for place in self._places(name) if (common := _overlap(place, box)) is not None]
+        parts = [(place, common) for place in self.tensors[name].pieces if (common := _overlap(place, box)) is not None]
         if sum(volume(common) for _, common in parts) != volume(box):
             raise SpecError(f"{self.folder} does not hold all of {name!r}; its chunks leave a part of {box} out.")
         if len(parts) == 1:
             place, _ = parts[0]
             return self._chunk(name, place)[slices(within(box, place))]
-        target = room([stop - start for start, stop in box], self.tensors[name].properties.dtype)
+        target = room([stop - start for start, stop in box], self.tensors[name].dtype)
         for place, common in parts:
             target[slices(within(common, box))] = self._chunk(name, place)[slices(within(common, place))]
         return target
 
-    def _places(self, name: str) -> list[Box]:
-        """Where in a tensor its chunks are."""
-        if name not in self._boxes:
-            self._boxes[name] = [
-                tuple((start, start + length) for start, length in zip(chunk.offsets, chunk.sizes, strict=True))
-                for chunk in self.tensors[name].chunks
-            ]
-        return self._boxes[name]
-
     def _chunk(self, name: str, place: Box) -> Tensor:
         """A chunk as it lies in its file, which is mapped for as long as the tensor is held."""
-        info = self._metadata.storage_data[MetadataIndex(name, torch.Size([start for start, _ in place]))]
+        piece = self.tensors[name].pieces[place]
         shape = tuple(stop - start for start, stop in place)
         try:
-            with (self.folder / info.relative_path).open("rb") as stream:
-                view = cast(IO[bytes], _create_file_view(stream, info.offset, info.length))
+            with piece.file.open("rb") as stream:
+                view = cast(IO[bytes], _create_file_view(stream, piece.offset, piece.length))
                 archive: Any = torch._C.PyTorchFileReader(view)  # its stub lacks what is asked of it
                 told, size = lying(archive.get_record("data.pkl"), shape), archive.get_record_size("data/0")
-                held = np.memmap(stream, np.uint8, "c", info.offset + archive.get_record_offset("data/0"), (size,))
+                held = np.memmap(stream, np.uint8, "c", piece.offset + archive.get_record_offset("data/0"), (size,))
             kept = torch.from_numpy(held)
             if kept.data_ptr() % told.dtype.itemsize:
                 kept = kept.clone()

@@ -143,8 +143,8 @@ def check_stored(source: Reader, shape: ModelShape) -> torch.dtype:
             f"folder that it began with: python tools/merge_lora.py BASE {source.folder / 'adapter'} TARGET"
         )
     wanted = {chunk.name: chunk.shape for chunk in chunks(_stored_layout(source, shape), 0, 1)}
-    _compare(str(source.folder), {name: tuple(entry.size) for name, entry in found.items()}, wanted)
-    kinds = {entry.properties.dtype for entry in found.values()}
+    _compare(str(source.folder), {name: entry.shape for name, entry in found.items()}, wanted)
+    kinds = {entry.dtype for entry in found.values()}
     if len(kinds) > 1:
         raise SpecError(f"{source.folder} holds {sorted(map(str, kinds))}, but needs one type for all tensors.")
     return kinds.pop()
@@ -160,7 +160,7 @@ def _stored_layout(source: Reader, shape: ModelShape) -> Layout:
     embedding = source.tensors.get(EMBEDDING.transformer_engine)
     if embedding is None:
         raise SpecError(f"{source.folder} lacks {EMBEDDING.transformer_engine!r}, so it is no checkpoint of a model.")
-    rows = max(embedding.size[0], shape.vocabulary)
+    rows = max(embedding.shape[0], shape.vocabulary)
     return megatron_layout(shape, Parallel(), modules="transformer_engine", vocabulary=rows)
 
 

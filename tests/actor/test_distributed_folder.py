@@ -36,7 +36,7 @@ def written(tmp_path):
 
 def test_chunks_are_asked_for_in_turn_and_read_back_as_any_box(written):
     reader = Reader(written)
-    assert {name: tuple(entry.size) for name, entry in reader.tensors.items()} == {"stack": (2, 3, 4)}
+    assert {name: entry.shape for name, entry in reader.tensors.items()} == {"stack": (2, 3, 4)}
     for box in (((0, 2), (0, 3), (0, 4)), ((1, 2), (1, 3), (0, 2)), ((0, 1), (2, 3), (3, 4))):
         assert torch.equal(reader.read("stack", box), VALUES[slices(box)])
 
