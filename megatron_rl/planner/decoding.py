@@ -7,12 +7,13 @@ that grow evenly.
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
 from megatron_rl.actor.architecture import Architecture
 from megatron_rl.planner.hardware import Cluster
-from megatron_rl.planner.job import Engines, Setup
+from megatron_rl.planner.job import Engines, Job, Setup
 from megatron_rl.planner.memory import cache_bytes, elements
 from megatron_rl.planner.work import forward, matrix_elements
 
@@ -50,6 +51,7 @@ class Pace:
         self.experts_bytes = 2 * 3 * sparse * shape.experts * shape.hidden * shape.expert_ffn / tp
         self.dense_bytes = 2 * elements(shape) / tp - self.experts_bytes
         self.matrices = matrix_elements(architecture)
+        self.token_operations, self.pair_operations = forward(architecture, 1, 0), forward(architecture, 0, 1)
 
     def step(self, rows: int, cached: float) -> float:
         """Seconds in which every row gets one more token."""
@@ -59,7 +61,7 @@ class Pace:
 
     def read(self, tokens: int) -> float:
         """Seconds to read a prompt."""
-        return forward(self.architecture, tokens, tokens**2) / self.operations
+        return (self.token_operations * tokens + self.pair_operations * tokens**2) / self.operations
 
     def _touched(self, rows: int) -> float:
         """The share of experts that some row chooses."""
@@ -71,20 +73,27 @@ class Pace:
 
 def wave(setup: Setup, engines: Engines, cached_tokens: int) -> Wave:
     """All rollouts of a step, shared out to the engines in turn; each holds at most `cached_tokens`."""
-    job = setup.job
-    requests = [
-        Request(job.prompt_tokens + round(length * job.drafted), max(1, length - round(length * job.drafted)))
-        for length in job.lengths.draw(job.written)
-    ]
+    shares, tokens = _heaviest(setup.job, engines.replicas)
     pace = Pace(setup.architecture, setup.cluster, engines)
-    shares = [requests[replica :: engines.replicas] for replica in range(engines.replicas)]
-    shares = [share for share in shares if share]
+    ends = [written_by(pace, share, engines.rows, cached_tokens) for share in shares]
+    return Wave(max(ends), tokens, sum(ends) / len(ends) / max(ends))
+
+
+@lru_cache(maxsize=32)  # a search asks for the same few of one job again and again
+def _heaviest(job: Job, replicas: int) -> tuple[list[list[Request]], int]:
+    """What the replicas that end last have to write, and the tokens that all of them write."""
+    shares = [share for replica in range(replicas) if (share := _requests(job)[replica::replicas])]
+    written = [sum(one.writes for one in share) for share in shares]
     # One replica has the longest response, one the most to write; the others are like those.
-    longest = max(shares, key=lambda share: max(one.writes for one in share))
-    busiest = sorted(shares, key=lambda share: -sum(one.writes for one in share))[: SIMULATED - 1]
-    ends = [written_by(pace, share, engines.rows, cached_tokens) for share in (longest, *busiest)]
-    seconds = max(ends)
-    return Wave(seconds, sum(one.writes for one in requests), sum(ends) / len(ends) / seconds)
+    longest = max(range(len(shares)), key=lambda place: max(one.writes for one in shares[place]))
+    busiest = sorted(range(len(shares)), key=lambda place: -written[place])[: SIMULATED - 1]
+    return [shares[place] for place in (longest, *busiest)], sum(written)
+
+
+@lru_cache(maxsize=4)
+def _requests(job: Job) -> list[Request]:
+    drafted = [(length, round(length * job.drafted)) for length in job.lengths.draw(job.written)]
+    return [Request(job.prompt_tokens + kept, max(1, length - kept)) for length, kept in drafted]
 
 
 def written_by(pace: Pace, requests: list[Request], rows: int, cached_tokens: int) -> float:
