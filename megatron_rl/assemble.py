@@ -135,7 +135,7 @@ def close(run: Run, reason: str) -> None:
 def blueprint_of(hf: HfConfig) -> Blueprint:
     """What an engine of ours must know of the model that a config.json describes."""
     architecture = describe(hf)
-    turned = frequencies(architecture)
+    turned, routing = frequencies(architecture), architecture.routing
     return Blueprint(
         shape=architecture.shape,
         context=architecture.context,
@@ -144,6 +144,8 @@ def blueprint_of(hf: HfConfig) -> Blueprint:
         magnitude=turned.magnitude,
         qkv_bias=architecture.qkv_bias,
         qk_norm=architecture.qk_norm,
+        experts_per_token=routing.chosen if routing else 0,
+        experts_normalised=routing is not None and routing.normalise,
     )
 
 
@@ -169,10 +171,6 @@ def _engine(spec: RunSpec, tokenizer: Tokenizer) -> Engine:
     hf = weights.read_config(folder)
     match settings:
         case Embedded():
-            if describe(hf).shape.experts:
-                raise SpecError(
-                    f"{part.place}: the embedded engine computes no experts, which {folder} has; use 'vllm'."
-                )
             return settings.open(blueprint_of(hf), vocabulary, sampling, dtype)
         case Vllm():
             if _settings(spec, "data", DataSettings).evaluate:

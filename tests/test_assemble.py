@@ -4,7 +4,15 @@ import shutil
 import pytest
 from transformers import Qwen3MoeConfig
 
-from megatron_rl.assemble import assemble, close, environment, plain_difference, prompts_of, value_fingerprint
+from megatron_rl.assemble import (
+    assemble,
+    blueprint_of,
+    close,
+    environment,
+    plain_difference,
+    prompts_of,
+    value_fingerprint,
+)
 from megatron_rl.data.prompts import DataSettings
 from megatron_rl.data.tiny_model import tiny_config
 from megatron_rl.data.tokenizer import load_tokenizer
@@ -28,13 +36,11 @@ def test_the_environment_lists_versions_and_absences():
     assert all(found.values())
 
 
-def test_an_engine_that_computes_no_experts_is_not_given_any(data, tmp_path):  # noqa: F811
-    folder = tmp_path / "mixture"
-    shutil.copytree(data / "model", folder)
+def test_an_engine_of_ours_is_told_how_a_token_finds_its_experts():
     sizes = {name: value for name, value in tiny_config().to_dict().items() if name != "model_type"}
-    Qwen3MoeConfig(**sizes, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32).save_pretrained(folder)
-    with pytest.raises(SpecError, match=r"the embedded engine computes no experts, which .*mixture has; use 'vllm'"):
-        assemble(spec(data, tmp_path, f"model.folder={folder}"))
+    mixture = Qwen3MoeConfig(**sizes, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True)
+    blueprints = [blueprint_of(config.to_dict()) for config in (mixture, tiny_config())]
+    assert [(each.experts_per_token, each.experts_normalised) for each in blueprints] == [(2, True), (0, False)]
 
 
 def test_held_out_prompts_are_not_asked_at_a_temperature_that_vllm_has_not(data, tmp_path, monkeypatch):  # noqa: F811

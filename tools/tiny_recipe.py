@@ -3,9 +3,8 @@
 python tools/tiny_recipe.py examples/Qwen3-4B/jspo_dapo17k.yaml runs/tiny
 
 What a recipe chooses of algorithm, reward, optimizer and recomputation stays; the folder's `tiny.yaml`, which extends
-the recipe, says what does not. Rollouts come from the embedded engine, with experts from vLLM, which must be installed.
-The tiny model's vocabulary holds answers in the form that the recipe's reward reads, so that even random weights are
-right about half the time.
+the recipe, says what does not, and that rollouts come from the embedded engine. The tiny model's vocabulary holds
+answers in the form that the recipe's reward reads, so that even random weights are right about half the time.
 """
 
 from __future__ import annotations
@@ -71,18 +70,13 @@ def shrink(recipe: Path, folder: Path) -> Path:
     made = (Prompt(prompt=user(f"q{n}"), answer=answers[n % 2], source="tiny") for n in range(PROMPTS))
     write_prompts(folder / "prompts.parquet", made)
     path = folder / "tiny.yaml"
-    changed = changes(spec, folder, has_experts="num_experts" in published)
+    changed = changes(spec, folder)
     path.write_text(yaml.safe_dump({"extends": str(recipe.resolve()), **changed}), encoding="utf-8")
     return path
 
 
-def changes(spec: RunSpec, folder: Path, *, has_experts: bool) -> dict[str, object]:
-    """What a tiny run has otherwise than its recipe.
-
-    The embedded engine computes no experts. In 16 bits two engines send tokens of random weights to other experts.
-    """
-    engine = {"vllm": {"tp": 1, "replicas": 1, "context": 256}} if has_experts else "embedded"
-    precision = {"precision": {"compute": "fp32"}} if has_experts else {}
+def changes(spec: RunSpec, folder: Path) -> dict[str, object]:
+    """What a tiny run has otherwise than its recipe."""
     prompts = str(folder / "prompts.parquet")
     values = {"values": str(folder / "values.parquet")} if spec.settings["data"].values["values"] else {}
     steps = spec.settings["actor"].values["update"]["steps"]  # type: ignore[index]  # a section
@@ -91,8 +85,8 @@ def changes(spec: RunSpec, folder: Path, *, has_experts: bool) -> dict[str, obje
         "model": {"folder": str(folder / "model")},
         "data": {"train": [prompts], "evaluate": [prompts], **values},
         "schedule": {"steps": 2, "save_every": 2, "evaluate_every": 2},
-        "actor": {"tp": 1, "pp": 1, "vpp": 1, "dp": 1, "ep": 1, "update": {"steps": min(2, steps)}, **precision},
-        "rollout": engine,
+        "actor": {"tp": 1, "pp": 1, "vpp": 1, "dp": 1, "ep": 1, "update": {"steps": min(2, steps)}},
+        "rollout": "embedded",
         "sampling": {"max_tokens": 8},
         "sampler": _drawn(spec),
         "judge": {"processes": 1},

@@ -11,7 +11,7 @@ from megatron_rl.reshard.layout import ModelShape
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Blueprint:
-    """A dense decoder of the Llama kind: Blueprint(shape=..., context=4096, norm_eps=1e-6, inverse_R=..., ...)."""
+    """A decoder of the Llama kind: Blueprint(shape=..., context=4096, norm_eps=1e-6, inverse_R=..., ...)."""
 
     shape: ModelShape
     context: int
@@ -23,3 +23,7 @@ class Blueprint:
     """Factor on rotated queries and keys."""
     qkv_bias: bool = False
     qk_norm: bool = False
+    experts_per_token: int = 0
+    """How many of a layer's experts a token goes to, where it has experts."""
+    experts_normalised: bool = False
+    """Whether the weights of a token's experts add up to one."""

@@ -8,7 +8,7 @@ order, to which a longer cache only adds zeros; and `_silu` is made of operation
 crosses rows. It holds with any number of threads; the tests look at this on the machine they run on.
 
 S sequences, N of them at one token each, P tokens of a prefill, H hidden, K key-value heads, Q query heads a key-value
-head, D numbers a head, L tokens of a cache, V vocabulary.
+head, D numbers a head, L tokens of a cache, E experts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch.nn.functional as F  # torch's own name
 from torch import Tensor
 
 from megatron_rl.rollout.blueprint import Blueprint
+from megatron_rl.rollout.experts import choose, mixed
 from megatron_rl.rollout.fused_weights import FusedWeights
 
 ROWS = 8
@@ -114,10 +115,21 @@ class Decoder:
             attended = _attend(query, keys, values, blocked)
             hidden_SPH = hidden_SPH + self._linear(attended, self.storage[name + "self_attn.o_proj.weight"])
             normed_SPH = self._norm(hidden_SPH, name + "post_attention_layernorm.weight")
-            gate, up = self._linear(normed_SPH, self.storage[name + "mlp.gate_up_proj.weight"]).chunk(2, -1)
-            down = self.storage[name + "mlp.down_proj.weight"]
-            hidden_SPH = hidden_SPH + self._linear(_silu(gate) * up, down)
+            answer = self._mixture if shape.is_sparse(layer) else self._mlp
+            hidden_SPH = hidden_SPH + answer(normed_SPH, name + "mlp.")
         return hidden_SPH
+
+    def _mlp(self, x: Tensor, name: str) -> Tensor:
+        gate, up = self._linear(x, self.storage[name + "gate_up_proj.weight"]).chunk(2, -1)
+        return self._linear(_silu(gate) * up, self.storage[name + "down_proj.weight"])
+
+    def _mixture(self, x_SPH: Tensor, name: str) -> Tensor:
+        """What each token's experts answer, weighed by a router in float32."""
+        blueprint, x_NH = self.blueprint, x_SPH.flatten(0, 1)
+        logits_NE = self._linear(x_NH.float(), self.storage[name + "gate.weight"].float())
+        choice = choose(logits_NE, blueprint.experts_per_token, blueprint.experts_normalised)
+        answers = mixed(x_NH, choice, blueprint.shape.experts, lambda e, x: self._mlp(x, f"{name}experts.{e}."))
+        return answers.view(x_SPH.shape)
 
     def _project(self, hidden_SPH: Tensor, name: str, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (S, P, heads, D), keys and values (S, P, K, D), rotated."""

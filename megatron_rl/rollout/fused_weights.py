@@ -12,9 +12,10 @@ from megatron_rl.reshard.engines import huggingface_layout
 from megatron_rl.reshard.layout import Key, ModelShape
 
 FUSED = {
-    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
 }
+"""By the last parts of their names, in a dense layer's `mlp` as in each of its `mlp.experts`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,12 +48,7 @@ def _fused(sizes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
     into = {part: fused for fused, parts in FUSED.items() for part in parts}
     storages: dict[str, list[str]] = {}
     for name in sizes:
-        module, _, kind = name.rpartition(".")
-        layer, _, tail = module.partition(".self_attn.") if ".self_attn." in module else module.partition(".mlp.")
-        room = "self_attn" if ".self_attn." in module else "mlp"
-        fused = into.get(f"{room}.{tail}")
-        storages.setdefault(f"{layer}.{fused}.{kind}" if fused else name, []).append(name)
-    order = {part: place for parts in FUSED.values() for place, part in enumerate(parts)}
-    for names in storages.values():
-        names.sort(key=lambda name: order.get(".".join(name.split(".")[-3:-1]), 0))
+        *room, part, kind = name.split(".")
+        fused = into.get(part, part)
+        storages[".".join([*room, fused, kind])] = [".".join([*room, each, kind]) for each in FUSED.get(fused, [part])]
     return storages

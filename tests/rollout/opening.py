@@ -24,7 +24,7 @@ def words(tokens: Sequence[int]) -> str:
 
 def blueprint_of(folder: Path) -> Blueprint:
     architecture = describe(weights.read_config(folder))
-    turned = frequencies(architecture)
+    turned, routing = frequencies(architecture), architecture.routing
     return Blueprint(
         shape=architecture.shape,
         context=architecture.context,
@@ -33,6 +33,8 @@ def blueprint_of(folder: Path) -> Blueprint:
         magnitude=turned.magnitude,
         qkv_bias=architecture.qkv_bias,
         qk_norm=architecture.qk_norm,
+        experts_per_token=routing.chosen if routing else 0,
+        experts_normalised=routing is not None and routing.normalise,
     )
 
 

@@ -5,14 +5,14 @@ from megatron_rl.rollout.decoder import Cache
 from tests.fakes.tiny_models import tiny_folder
 from tests.rollout.opening import open_embedded
 
-HEADS = [(4, 2), (3, 1), (6, 2), (4, 4), (8, 1)]
+HEADS = [("qwen3", 4, 2), ("qwen3", 3, 1), ("qwen3", 6, 2), ("qwen3", 4, 4), ("qwen3", 8, 1), ("qwen3_moe", 4, 2)]
 
 
 @pytest.fixture(params=HEADS, ids=str)
 def decoder(request, tmp_path):
-    heads, kv_heads = request.param
+    family, heads, kv_heads = request.param
     changes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "max_position_embeddings": 512}
-    return open_embedded(tiny_folder(tmp_path, "qwen3", **changes)).decoder
+    return open_embedded(tiny_folder(tmp_path, family, **changes)).decoder
 
 
 def test_reading_and_writing_give_a_token_the_same_bits(decoder):
