@@ -69,7 +69,14 @@ def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
     critic = _settings(spec, "critic", CriticSettings) if "critic" in ideas.needs else None
     # Optimal values are the reference policy's, so a value run writes with its weights.
     start = model.reference or model.folder if is_value_run else model.folder
-    origin = Origin(folder=start, reference=model.reference, sampling=sampling.law, critic=critic, seed=run.seed)
+    origin = Origin(
+        folder=start,
+        reference=model.reference,
+        sampling=sampling.law,
+        critic=critic,
+        seed=run.seed,
+        makes_room=isinstance(engine, VllmEngine) and engine.may_sleep,
+    )
     cast = _cast(spec, origin, engine)
     telemetry = open_telemetry(
         _settings(spec, "telemetry", TelemetrySettings), folder, spec.plain, piece=_piece(tokenizer)
@@ -194,7 +201,7 @@ def _feed(schedule: Schedule, engine: Engine, telemetry: Telemetry) -> Feed:
     """How batches come to the steps; it shows the engine's progress."""
     if not schedule.ahead:
         engine.progress = telemetry.wave
-        return InTurn()
+        return InTurn(dismiss=engine.sleep if isinstance(engine, VllmEngine) and engine.may_sleep else None)
     ahead = Ahead(schedule.ahead)
     engine.progress = ahead.watched(telemetry.wave)
     if isinstance(engine, VllmEngine):

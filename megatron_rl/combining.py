@@ -2,7 +2,7 @@
 
 Three rules follow from columns alone: a decision is made once, what is decided is used, and an idea gets the company it
 asks for. For what columns cannot tell, an idea says `conflicts` or `requires`: names of other ideas, with the reason.
-Collecting ahead adds rules of its own, since two threads then work at the same time.
+Collecting ahead adds rules of its own, since two threads then work at the same time; so does an engine that sleeps.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ Named = tuple[str, Sampler | Stage | Objective]
 
 LEARNING, COLLECTING = ("actor", "critic"), ("engine", "judge")
 """Machines that are busy while the actor learns, and while rollouts are written."""
+IN_TURN = "leave schedule.ahead at 0"
 
 
 class Chosen(NamedTuple):
@@ -46,19 +47,33 @@ def check_ahead(chosen: Chosen) -> list[str]:
     """One sentence for all that cannot be while rollouts are written ahead; empty when everything can."""
     sampler, collect, learn, objective = chosen
     return [
-        *_busy("collect", collect, LEARNING, "which learns at that time"),
-        *_busy("learn", learn, COLLECTING, "which is at work on later rollouts at that time"),
+        *_busy("collect", collect, LEARNING, f"which learns at that time; {IN_TURN}"),
+        *_busy("learn", learn, COLLECTING, f"which is at work on later rollouts at that time; {IN_TURN}"),
         *_shared_memory(sampler, collect, learn),
         *_uncorrected(objective, "schedule.ahead"),
     ]
 
 
+def check_sleep(chosen: Chosen, *, ahead: bool, split: bool) -> list[str]:
+    """One sentence for all that keeps an engine from sleeping while the actor learns; empty when it can."""
+    problems = [*_busy("learn", chosen.learn, ("engine",), "which sleeps at that time; leave rollout.vllm.sleep false")]
+    if ahead:
+        problems.append(
+            "rollout.vllm.sleep gives memory back while the actor learns, and with schedule.ahead the groups write "
+            "then; leave one of them out."
+        )
+    if split:
+        problems.append(
+            "rollout.vllm.sleep makes room for the actor, which cluster.placement 'split' keeps on other GPUs; leave "
+            "one of them out."
+        )
+    return problems
+
+
 def _busy(chain: str, stages: Sequence[tuple[str, Stage]], machines: Sequence[str], why: str) -> Iterator[str]:
     for name, stage in stages:
         for machine in sorted({*getattr(stage, "uses", ())} & {*machines}):
-            yield (
-                f"'{name}' asks the {machine} in `{chain}`, {why}; leave schedule.ahead at 0, or do without it there."
-            )
+            yield f"'{name}' asks the {machine} in `{chain}`, {why}, or do without it there."
 
 
 def _shared_memory(

@@ -106,11 +106,11 @@ def _between_tensors(straight: Path, resumed: Path, place: str) -> Iterator[Diff
     names = sorted(one.tensors.keys() | other.tensors.keys(), key=lambda name: (name.startswith("optimizer"), name))
     for name in names:
         at, held = f"{place}, tensor '{name}'", [reader.tensors.get(name) for reader in (one, other)]
-        shapes = [_ABSENT if entry is None else str(tuple(entry.size)) for entry in held]
+        shapes = [_ABSENT if entry is None else str(tuple(entry.shape)) for entry in held]
         if held[0] is None or held[1] is None or shapes[0] != shapes[1]:
             yield Difference(place=at, straight=shapes[0], resumed=shapes[1])
             continue
-        box = tuple((0, length) for length in held[0].size)
+        box = tuple((0, length) for length in held[0].shape)
         ours, theirs = one.read(name, box), other.read(name, box)
         differs = _bits(ours) != _bits(theirs)
         if ours.dtype != theirs.dtype or differs.any():

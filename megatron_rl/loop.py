@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,11 +69,19 @@ class Feed(Protocol):
         """What is to be said of the step in hand."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class InTurn:
     """Collects when it is asked: the engine rests while the actor learns."""
 
+    dismiss: Callable[[], None] | None = None
+    """Lets an engine that can sleep do so, once the batch is there; the next version wakes it."""
+
     def next_batch(self, run: Run, context: Context) -> Batch:
-        return next_batch(run, context)
+        batch = next_batch(run, context)
+        if self.dismiss is not None:
+            with run.part("collect", "sleep"):
+                self.dismiss()
+        return batch
 
     def rest(self, run: Run) -> None:
         """Nobody ever is."""

@@ -5,6 +5,7 @@ import pytest
 
 from megatron_rl.ideas import read_ideas
 from megatron_rl.samplers.uniform import Uniform
+from megatron_rl.spec import files
 from megatron_rl.spec.schema import SpecError
 from tests.test_launch import data, spec  # noqa: F401  # data is a fixture
 
@@ -34,6 +35,15 @@ def test_every_unwritten_column_is_named(data, tmp_path):  # noqa: F811
     with pytest.raises(SpecError) as refusal:
         read_ideas(spec(data, tmp_path, "collect=[generate]", "learn=[group_baseline, importance_weight]"))
     assert len([problem for problem in refusal.value.problems if "reads" in problem]) == 3
+
+
+def test_an_engine_that_sleeps_while_the_actor_learns_is_not_asked_to_write_then(data, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(files, "OPTIONAL", {})
+    asleep, together = "rollout={vllm: {sleep: true}}", ("schedule.ahead=1", "cluster.placement=split")
+    read_ideas(spec(data, tmp_path, asleep))
+    with pytest.raises(SpecError) as refusal:
+        read_ideas(spec(data, tmp_path, asleep, *together))
+    assert sum("rollout.vllm.sleep" in problem for problem in refusal.value.problems) == 2
 
 
 def test_ideas_are_proved_without_waking_a_machine():

@@ -11,7 +11,7 @@ from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import ADVANTAGE, CORRECT, ERROR, GROUP, PROMPT_ID, REWARD, STATUS, VERSION
 from megatron_rl.budget import Budget
 from megatron_rl.buffer import GroupBuffer
-from megatron_rl.loop import Run, Schedule, resume, train
+from megatron_rl.loop import InTurn, Run, Schedule, resume, train
 from megatron_rl.pipeline import chain
 from megatron_rl.ports import Evaluation, NotFinite, Update
 from megatron_rl.samplers.uniform import Uniform
@@ -101,6 +101,15 @@ def test_stop_save_and_resume_equals_never_having_stopped(tmp_path, stop):
     assert second.step == stop
     train(second)
     same_training(straight, second, steps=8 - stop)
+
+
+def test_an_engine_that_drops_its_weights_while_the_actor_learns_changes_nothing(tmp_path):
+    awake, sleeping = make_run(tmp_path / "awake", steps=6), make_run(tmp_path / "sleeping", steps=6)
+    sleeping.feed = InTurn(dismiss=sleeping.machines["engine"].close)
+    train(awake)
+    train(sleeping)
+    same_training(awake, sleeping, steps=6)
+    assert all("collect/sleep" in record.parts for record in sleeping.telemetry.records)
 
 
 def test_a_step_says_where_its_seconds_went(tmp_path):

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
@@ -37,6 +38,8 @@ class Origin:
     """How a critic beside the policy learns; None keeps no critic."""
     seed: int = 0
     """What the first changes of LoRA are drawn from."""
+    makes_room: bool = False
+    """Whether an engine wakes up on the same GPU after an update, and needs what torch would keep for the next one."""
 
 
 class MegatronActor(Learner):
@@ -61,7 +64,10 @@ class MegatronActor(Learner):
 
     def update(self, batch: Batch, objective: Objective) -> Update:
         """Learns from the batch; the steps that met a number that is not finite left every weight untouched."""
-        return self.learn(batch, objective)
+        update = self.learn(batch, objective)
+        if self.origin.makes_room:
+            torch.cuda.empty_cache()
+        return update
 
     def score(self, batch: Batch, policy: Policy = "current") -> Ragged:
         """Log-probability of each response token, training state untouched."""

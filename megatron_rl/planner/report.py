@@ -88,6 +88,8 @@ def overrides(setup: Setup, one: Forecast) -> list[str]:
     keys.append(f"actor.recompute.granularity={actor.recompute.granularity}")
     keys += [f"rollout.vllm.tp={engines.tp}", f"rollout.vllm.replicas={engines.replicas}"]
     keys.append(f"rollout.vllm.memory_share={memory_share(setup, one)}")
+    if setup.sleeps:
+        keys.append(f"rollout.vllm.sleep={'true' if one.choice.placement == 'colocated' else 'false'}")
     return [*keys, f"cluster.placement={one.choice.placement}"]
 
 

@@ -63,7 +63,7 @@ class Vllm:
     """Share of a GPU's memory that a worker takes, weights and cache together."""
 
     sleep: bool = False
-    """Whether groups can give their GPU memory back while the actor learns; a CPU has no such thing."""
+    """Whether groups give their GPU memory back while the actor learns; for those that share GPUs with it."""
 
     threads: Annotated[int, Ge(1)] = 1
     """Processor threads of a worker on a CPU; more than one pays for large models only."""
@@ -104,8 +104,6 @@ class Vllm:
             )
         if self.gpus and len(self.gpus) != self.tp * self.replicas:
             raise ValueError(f"gpus lists {len(self.gpus)} devices, but tp * replicas is {self.tp * self.replicas}")
-        if self.sleep and not torch.cuda.is_available():
-            raise ValueError("sleep needs a CUDA device, and this machine has none; leave it false")
 
     def open(self, model: ServedModel, vocabulary: Vocabulary, sampling: SamplingSettings, logs: Path) -> VllmEngine:
         """The engine of this model, whose groups are not started yet."""
@@ -115,6 +113,8 @@ class Vllm:
                 f"rollout.vllm cannot serve a model with head_dim {model.shape.head_dim} on a CPU, only one of "
                 f"{', '.join(map(str, HEAD_DIMS))}; choose `rollout: embedded` or another model."
             )
+        if self.sleep and not on_gpu:
+            raise SpecError("rollout.vllm.sleep is true, but this machine has no CUDA device; leave it false.")
         refuse_unservable({"sampling": sampling.temperature})
         context = min(model.context, self.context or model.context)
         order = CoreOrder(

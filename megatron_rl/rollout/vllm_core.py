@@ -115,8 +115,9 @@ class Core:
         reports: list[dict[str, Any]] = self.engine.collective_rpc("sync_report")
         return reports
 
-    def sleep(self, level: int) -> None:
-        self.engine.sleep(level)
+    def sleep(self) -> None:
+        """Gives back the memory of the weights, which the next version brings anew, and of the cache."""
+        self.engine.sleep(level=2)
 
     def wake(self, part: str) -> None:
         """Takes back the memory of `weights` or of the `kv_cache`."""

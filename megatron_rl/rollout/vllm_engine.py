@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,13 +122,17 @@ class VllmEngine:
         """Log-probability of each response token, under the law tokens are drawn from."""
         return self._score(batch, self._checked(self.sampling))
 
-    def sleep(self, level: Literal[1, 2] = 1) -> None:
-        """Groups give their GPU memory back: 1 keeps the weights in host memory, 2 drops them."""
-        self._obey({"do": "sleep", "level": level})
+    @property
+    def may_sleep(self) -> bool:
+        return self.fleet.order.may_sleep
 
-    def wake(self, part: Literal["weights", "kv_cache"]) -> None:
-        """Groups take memory again: first for the weights, so that they can arrive, then for the cache."""
-        self._obey({"do": "wake", "part": part})
+    def sleep(self) -> None:
+        """Groups give their GPU memory back, and nothing is served, until the next version has arrived.
+
+        Memory for the weights is taken again where its sync begins, memory for the cache where it ends.
+        """
+        self.version = -1
+        self.fleet.sleep()
 
     def close(self) -> None:
         self.progress = None
@@ -180,9 +184,3 @@ class VllmEngine:
                     )
                 scores[row] = torch.tensor(logprobs, dtype=torch.float32)
         return Ragged(torch.cat(scores) if scores else torch.zeros(0), responses.offsets)
-
-    def _obey(self, command: dict[str, Any]) -> None:
-        for berth in self.fleet.berths:
-            berth.group.say(command)
-        for berth in self.fleet.berths:
-            berth.group.wait("obeyed", self.scale.patience.silence_s)

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from megatron_rl.reshard.delivery import Delivery, Source
 from megatron_rl.reshard.digest import ReceiverLost, TransferError, Verify
@@ -16,6 +16,8 @@ from megatron_rl.reshard.transport import SyncReport
 from megatron_rl.rollout.vllm_group import LISTEN_S, CoreOrder, Group, GroupLost
 from megatron_rl.rollout.vllm_host import Post, Seat
 
+PARTS: Final = ("weights", "kv_cache")
+"""Memory that a group gives back asleep, in the order in which it takes it again."""
 OWN_S = 10.0
 """How long groups may take to say what became of them, beyond what they wait for."""
 Send = Callable[[Delivery, int], None]
@@ -45,6 +47,8 @@ class Berth:
     """The version it holds whole; -1 none."""
     is_lost: bool = False
     """Whether its process could not even start."""
+    asleep: set[str] = field(default_factory=set)
+    """The memory that it has given back."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -91,6 +95,7 @@ class Fleet:
         for berth in self.berths:
             self._await_start(berth)
             berth.version = -1
+        self._wake("weights", version)
         if self.delivery is None:
             self.delivery = self._opened(version)
         for berth in self.berths:
@@ -98,13 +103,15 @@ class Fleet:
         return self.delivery
 
     def finish(self, version: int) -> SyncReport:
-        """Returns when every group has the version; TransferError, after which none serves, where one has not.
+        """Returns when every group has the version, and is awake; TransferError, after which none serves, otherwise.
 
         Where one is lost the others and whoever sends stop waiting, and another is started in its place.
         """
         assert self.delivery is not None, "a version is awaited before its sync has begun"
         try:
-            return self._receive(self.berths, self.delivery, version)
+            report = self._receive(self.berths, self.delivery, version)
+            self._wake("kv_cache", version)
+            return report
         except TransferError:
             self._given_up, self.delivery = self.delivery, None
             self._replace_lost()
@@ -117,6 +124,7 @@ class Fleet:
         self._forget_delivery()
         self.restarts += 1
         berth.group, berth.version, berth.is_lost = Group.start(berth.post, self.order, berth.group.host), -1, False
+        berth.asleep = set()
 
     def rejoin(self, place: int, version: int) -> bool:
         """Brings a replaced group, ready by now, the version that the others serve; False where nobody can."""
@@ -130,6 +138,19 @@ class Fleet:
         finally:
             delivery.sweep()
         return True
+
+    def sleep(self) -> None:
+        """Every group gives its memory back until the next version, which brings all weights anew; none serves.
+
+        One that is still starting would take memory later, so it is waited for; `begin` replaces those that are lost.
+        """
+        for berth in self.berths:
+            berth.version = -1
+        awake = [berth for berth in self.berths if not (berth.is_lost or berth.group.is_gone or berth.asleep)]
+        for berth in awake:
+            self._await_start(berth)
+        for berth in self._obeying(awake, {"do": "sleep"}):
+            berth.asleep = {*PARTS}
 
     def close(self) -> None:
         """Ends every group; one that still waits for weights stops waiting."""
@@ -151,6 +172,30 @@ class Fleet:
         for place, berth in enumerate(self.berths):
             if berth.is_lost or berth.group.is_gone or berth.group.process.poll() is not None:
                 self.replace(place)
+
+    def _wake(self, part: str, version: int) -> None:
+        """Groups that sleep take this part of their memory again; ReceiverLost where one is lost over it."""
+        asleep = [berth for berth in self.berths if part in berth.asleep]
+        awake = self._obeying(asleep, {"do": "wake", "part": part})
+        for berth in awake:
+            berth.asleep.discard(part)
+        if lost := [berth.post.name for berth in asleep if berth not in awake]:
+            raise ReceiverLost(f"version {version} did not reach every group: {', '.join(lost)} did not wake up")
+
+    def _obeying(self, berths: Sequence[Berth], command: dict[str, Any]) -> list[Berth]:
+        """Those that did as they were told; the others are gone."""
+        for berth in berths:
+            berth.group.say(command)
+        obeying = []
+        for berth in berths:
+            try:
+                berth.group.wait("obeyed", self.terms.sync_s)
+            except GroupLost:
+                if not berth.group.is_gone:
+                    raise
+            else:
+                obeying.append(berth)
+        return obeying
 
     def _await_start(self, berth: Berth) -> None:
         if not berth.group.is_ready:

@@ -7,9 +7,9 @@ from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 from torch.distributed.checkpoint.planner import WriteItemType
 
 from megatron_rl.actor import table
+from megatron_rl.actor.conversion import alone
 from megatron_rl.actor.distributed_folder import Contents, write
 from megatron_rl.actor.pickled import look_through
-from megatron_rl.actor.conversion import alone
 from megatron_rl.reshard.layout import Key
 from megatron_rl.reshard.stored import Chunk
 from megatron_rl.spec.schema import SpecError

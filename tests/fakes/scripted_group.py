@@ -23,6 +23,7 @@ class Script:
     def __init__(self, wire: socket.socket, order: dict, heard: bytes) -> None:
         self.wire, self.fault, self.marks = wire, Path(order["folder"]).name, Path(order["folder"]).parent
         self.heard = heard
+        self.asleep: list[str] = []
 
     def say(self, said: str, **facts: object) -> None:
         self.wire.sendall(json.dumps({"said": said, **facts}).encode() + b"\n")
@@ -74,6 +75,9 @@ class Script:
         return pieces
 
     def obey(self, command: dict) -> None:
+        if self.lacks(command["do"]):
+            self.say("failed", what=command["do"], why=f"RuntimeError: the memory of {self.asleep} is given back")
+            return
         match command["do"]:
             case "write" if self.fault == "refuses":
                 self.say("refused", rows=[[command["requests"][1]["id"], "a token out of the vocabulary"]])
@@ -97,8 +101,19 @@ class Script:
                     "scored",
                     rows=[[one["id"], [-0.5] * (len(one["tokens"]) - one["start"])] for one in command["requests"]],
                 )
-            case "sleep" | "wake":
+            case "sleep":
+                self.asleep = ["weights", "kv_cache"]
                 self.say("obeyed")
+            case "wake" if self.fault == "dies waking once" and self.is_first():
+                os._exit(3)
+            case "wake":
+                self.asleep.remove(command["part"])
+                self.say("obeyed")
+
+    def lacks(self, command: str) -> bool:
+        """Whether this cannot be done with the memory that is left."""
+        needs = {"write": {"weights", "kv_cache"}, "score": {"weights", "kv_cache"}, "receive": {"weights"}}
+        return bool(needs.get(command, set()) & {*self.asleep})
 
     def serve(self) -> None:
         if self.fault == "never starts":

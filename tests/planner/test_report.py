@@ -35,6 +35,12 @@ def test_the_settings_of_every_choice_load():
             assert spec.choices["rollout"].values["memory_share"] == memory_share(setup, one) > 0
 
 
+def test_engines_sleep_only_beside_the_actor():
+    for one in search(replace(SETUP, sleeps=True), best=6):
+        spec = load(GRPO, overrides(replace(SETUP, sleeps=True), one))
+        assert spec.choices["rollout"].values["sleep"] is (one.choice.placement == "colocated")
+
+
 def test_uneven_stages_survive_the_shell():
     line = sbatch(SETUP, "configs/grpo.yaml", ["actor.tp=1", "actor.stage_layers=[4,5]", "actor.tp=2"])
     assert line == (

@@ -46,8 +46,9 @@ def test_settings_that_cannot_be_are_refused(with_vllm):
     with pytest.raises(ValueError, match=r"gpus lists 3 devices, but tp \* replicas is 4"):
         Vllm(tp=2, replicas=2, gpus=(0, 1, 2))
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="sleep needs a CUDA device"):
-            Vllm(sleep=True)
+        model = ServedModel(folder=Path("model"), shape=SHAPE, context=64, dtype=torch.float32)
+        with pytest.raises(SpecError, match=r"rollout\.vllm\.sleep is true, but this machine has no CUDA device"):
+            Vllm(sleep=True).open(model, Vocabulary(decode=words, end=(1,)), SamplingSettings(), Path("logs"))
         shape = SHAPE.__class__(**{**vars(SHAPE), "head_dim": 16})
         model = ServedModel(folder=Path("model"), shape=shape, context=64, dtype=torch.float32)
         with pytest.raises(SpecError, match="cannot serve a model with head_dim 16 on a CPU"):
@@ -65,6 +66,18 @@ def test_each_group_has_its_own_devices_and_log(with_vllm):
     posts = Vllm(tp=2, replicas=2)._posts(Path("logs"), on_gpu=True)
     assert [post.gpus for post in posts] == [(0, 1), (2, 3)]
     assert [post.log.name for post in posts] == ["vllm_0.log", "vllm_1.log"]
+
+
+@pytest.mark.vllm
+def test_groups_that_slept_write_with_the_next_version_as_if_they_had_not(vllm_serving):
+    """A CPU has no memory to give back; requests, caches and the order of commands are those of a GPU."""
+    batch, greedy = asked(random_prompts(8), budgets=[8] * 8), Sampling(temperature=0.0)
+    expected = vllm_serving.engine.generate(batch, greedy).ragged(TOKENS).values
+    for _ in range(2):
+        vllm_serving.engine.sleep()
+        vllm_serving.publish(vllm_serving.folder)
+        assert torch.equal(vllm_serving.engine.generate(batch, greedy).ragged(TOKENS).values, expected)
+    assert vllm_serving.engine.fleet.restarts == 0
 
 
 @pytest.mark.vllm

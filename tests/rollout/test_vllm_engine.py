@@ -4,7 +4,7 @@ import torch
 from megatron_rl.batch.columns import PREFIX_LOGPROBS, SAMPLER_LOGPROBS, STATUS, TOKEN_VERSIONS, TOKENS, VERSION
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ports import RolloutEngine
-from megatron_rl.reshard.digest import TransferError
+from megatron_rl.reshard.digest import ReceiverLost, TransferError
 from tests.rollout.opening import asked
 from tests.rollout.scripted import open_fleet, open_scripted
 
@@ -83,7 +83,32 @@ def test_a_temperature_that_vllm_has_not_is_refused(engine, temperature):
         engine.generate(asked(PROMPTS), Sampling(temperature=temperature))
 
 
-def test_groups_sleep_and_wake_in_two_stages(engine):
+def test_groups_that_sleep_take_memory_for_weights_before_a_sync_and_for_their_cache_behind_it(tmp_path):
+    engine = open_scripted(tmp_path, groups=2)
     engine.sleep()
-    engine.wake("weights")
-    engine.wake("kv_cache")
+    assert [berth.asleep for berth in engine.fleet.berths] == [{"weights", "kv_cache"}] * 2
+    with pytest.raises(RuntimeError, match="no whole version of the weights"):
+        engine.generate(asked(PROMPTS))
+    engine.begin(1)
+    assert [berth.asleep for berth in engine.fleet.berths] == [{"kv_cache"}] * 2
+    engine.finish(1)
+    engine.serve(1)
+    assert engine.generate(asked(PROMPTS)).strings(STATUS) == ["ok"] * 3
+    assert engine.fleet.restarts == 0
+    engine.close()
+
+
+def test_a_group_that_dies_asleep_or_waking_up_is_replaced(tmp_path):
+    engine = open_scripted(tmp_path, "dies waking once", groups=2)
+    engine.sleep()
+    with pytest.raises(ReceiverLost, match=r"version 1 did not reach every group: vLLM group . did not wake up"):
+        engine.begin(1)
+    for version in (1, 2):
+        engine.begin(version)
+        engine.finish(version)
+        engine.serve(version)
+        assert engine.generate(asked(PROMPTS)).strings(STATUS) == ["ok"] * 3
+        assert engine.fleet.restarts == version
+        engine.sleep()
+        engine.fleet.berths[1].group.kill()
+    engine.close()
