@@ -7,8 +7,14 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from megatron_rl.spec.schema import SpecError
+
 END = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Interrupt|Finite|Exit|Failure)\b.*)$")
 """The last line of a traceback."""
+
+
+PARTS = ("spec.yaml", "metrics.jsonl", "logs", "checkpoints")
+"""What a run makes, in the order in which it does; one of them is always there."""
 
 
 class Trace(NamedTuple):
@@ -17,6 +23,12 @@ class Trace(NamedTuple):
     when: float
     said: str
     path: Path
+
+
+def check_run(folder: Path) -> None:
+    """SpecError unless a run has been in this folder."""
+    if not any((folder / part).exists() for part in PARTS):
+        raise SpecError(f"{folder} is no folder of a run: it holds none of {', '.join(PARTS)}.")
 
 
 def first_failure(folder: Path) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from megatron_rl.commands.configuration import checked
 from megatron_rl.commands.exits import DONE
+from megatron_rl.diagnosis import check_run
 from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.spec.schema import SpecError
 
@@ -27,8 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if not arguments.folder.is_dir():
-        raise SpecError(f"{arguments.folder} is no folder of a run.")
+    check_run(arguments.folder)
     from megatron_rl import bundle
     from megatron_rl.redaction import Redaction
 

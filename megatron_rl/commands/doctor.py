@@ -11,8 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from megatron_rl.commands.exits import DONE
-from megatron_rl.diagnosis import first_failure
-from megatron_rl.spec.schema import SpecError
+from megatron_rl.diagnosis import check_run, first_failure
 
 MEMORY = Path("/dev/shm")
 LEAST_FILES = 4096
@@ -24,8 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.folder is not None:
-        if not arguments.folder.is_dir():
-            raise SpecError(f"{arguments.folder} is no folder of a run.")
+        check_run(arguments.folder)
         print(first_failure(arguments.folder))
         return DONE
     for line in machine():

@@ -14,4 +14,6 @@ def test_a_run_is_explained_in_a_sentence(tmp_path, capsys):
     (tmp_path / "logs/rank_0001.log").write_text("Traceback (most recent call last):\n  x\nValueError: no\n")
     assert main(["doctor", str(tmp_path)]) == DONE
     assert capsys.readouterr().out.startswith("rank_0001 failed first: ValueError: no")
-    assert main(["doctor", str(tmp_path / "nowhere")]) == WRONG
+    for other in (tmp_path / "nowhere", tmp_path / "logs"):
+        assert main(["doctor", str(other)]) == WRONG
+        assert f"{other} is no folder of a run" in capsys.readouterr().err
