@@ -74,9 +74,11 @@ DRAFT_WEIGHTS = _declare(
     "draft_weights", TOKEN_FLOATS, "for each reused token, the weight that undoes its having been accepted leniently"
 )
 DRAFT_LAW_TOKENS = _declare(
-    "draft_law_tokens", TOKEN_IDS, "of a cached draft: the likeliest tokens of the law each token was drawn from"
+    "draft_law_tokens",
+    TOKEN_IDS,
+    "of a draft, or of what is kept of one: the likeliest tokens of the law each token was drawn from",
 )
-DRAFT_LAW_LOGPROBS = _declare("draft_law_logprobs", TOKEN_FLOATS, "of a cached draft: their log-probabilities")
+DRAFT_LAW_LOGPROBS = _declare("draft_law_logprobs", TOKEN_FLOATS, "their log-probabilities")
 BUDGET = _declare("budget", INT, "most response tokens this rollout may have, its prefix included")
 
 # The rollout, as the engine returns it.

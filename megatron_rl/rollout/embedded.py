@@ -123,15 +123,19 @@ class EmbeddedEngine:
     def laws(self, batch: Batch, top: int) -> Laws:
         """The law that each response token stood in: its likeliest tokens, or all at 0."""
         self._check_weights()
-        count = top or self.blueprint.shape.vocabulary
-        likeliest = {
-            row: logprob_NV.topk(min(count, logprob_NV.shape[1]))
-            for row, logprob_NV in self._laws(batch, self.sampling)
-        }
-        rows = [likeliest.get(row) for row in range(len(batch))]
+        responses, vocabulary = batch.ragged(TOKENS), self.blueprint.shape.vocabulary
+        count = min(top or vocabulary, vocabulary)
+        tokens = [torch.zeros(0, dtype=torch.int32)] * len(batch)
+        logprobs, scores = [torch.zeros(0)] * len(batch), [torch.zeros(0)] * len(batch)
+        for row, logprob_NV in self._laws(batch, self.sampling):
+            likeliest = logprob_NV.topk(count)
+            tokens[row], logprobs[row] = likeliest.indices.int().flatten().cpu(), likeliest.values.flatten().cpu()
+            scores[row] = _score_of(responses.row(row), logprob_NV)
+        length_B = responses.length_B * count
         return Laws(
-            Ragged.of([[] if each is None else each.indices.flatten().tolist() for each in rows], dtype=torch.int32),
-            Ragged.of([[] if each is None else each.values.flatten().tolist() for each in rows], dtype=torch.float32),
+            Ragged.from_lengths(_joined(tokens, torch.int32), length_B),
+            Ragged.from_lengths(_joined(logprobs, torch.float32), length_B),
+            Ragged(_joined(scores, torch.float32), responses.offsets),
         )
 
     def close(self) -> None:
@@ -177,9 +181,8 @@ class EmbeddedEngine:
         responses = batch.ragged(TOKENS)
         scores: list[Tensor] = [torch.zeros(0)] * len(batch)
         for row, logprob_NV in self._laws(batch, law):
-            target_N1 = responses.row(row).long().to(logprob_NV.device)[:, None]
-            scores[row] = logprob_NV.gather(1, target_N1).squeeze(1).float().cpu()
-        return Ragged(torch.cat(scores) if scores else torch.zeros(0), responses.offsets)
+            scores[row] = _score_of(responses.row(row), logprob_NV)
+        return Ragged(_joined(scores, torch.float32), responses.offsets)
 
     def _laws(self, batch: Batch, law: Sampling) -> Iterator[tuple[int, Tensor]]:
         """The rows that have a response, each with the laws (N, V) of its tokens."""
@@ -198,6 +201,14 @@ class EmbeddedEngine:
             for place, row in enumerate(rows):
                 start, stop = int(prompts.length_B[row]) - 1, int(length_B[row]) - 1
                 yield row, sampling_logprobs(self.decoder.logits(hidden_SPH[place, start:stop]), law)
+
+
+def _score_of(token_N: Tensor, logprob_NV: Tensor) -> Tensor:
+    return logprob_NV.gather(1, token_N.long().to(logprob_NV.device)[:, None]).squeeze(1).float().cpu()
+
+
+def _joined(rows: list[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.cat(rows) if rows else torch.zeros(0, dtype=dtype)
 
 
 def _tail(rows: list[int], count: int) -> tuple[list[int], list[int]]:

@@ -73,6 +73,10 @@ class MarkovEngine:
         return Laws(
             Ragged.of([each.indices.flatten().tolist() for each in likeliest], dtype=torch.int32),
             Ragged.of([each.values.flatten().tolist() for each in likeliest], dtype=torch.float32),
+            Ragged(
+                torch.cat([self.law_VV[row, tokens].log().float() for row, tokens in zip(before, said, strict=True)]),
+                batch.ragged(TOKENS).offsets,
+            ),
         )
 
     def close(self) -> None:

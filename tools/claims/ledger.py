@@ -79,9 +79,11 @@ class MeteredEngine:
         return scored
 
     def laws(self, batch: Batch, top: int) -> Laws:
-        """Of drafts, so part of verifying them; the tokens are those that are scored besides."""
+        """Of drafts, so part of verifying them."""
         with self.spent.on("verify"):
-            return shown(self.engine).laws(batch, top)
+            laws = shown(self.engine).laws(batch, top)
+        self.spent.totals["tokens/verified"] += len(laws.scores.values)
+        return laws
 
     def close(self) -> None:
         self.engine.close()

@@ -18,16 +18,21 @@ from megatron_rl.batch.columns import (
     PROMPT_ID,
     PROMPT_TOKENS,
     RESPONSE_TEXT,
+    REUSED,
     SAMPLER_LOGPROBS,
     SLOT,
     TOKENS,
+    VERSION,
+    Column,
 )
 from megatron_rl.batch.memory import Memory
+from megatron_rl.batch.ragged import Ragged
 from megatron_rl.drawing import rollout_keys
 from megatron_rl.laws import shown
+from megatron_rl.ops.segments import positions
 from megatron_rl.ports import Context
 
-CACHED = (PROMPT_ID, SLOT, GROUP, PROMPT_TOKENS, TOKENS, SAMPLER_LOGPROBS, FINISH, EPOCH, RESPONSE_TEXT)
+CACHED = (PROMPT_ID, SLOT, GROUP, PROMPT_TOKENS, TOKENS, SAMPLER_LOGPROBS, FINISH, EPOCH, VERSION, RESPONSE_TEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +45,7 @@ class Remember:
 
     slot: ClassVar[str] = "drafts"
     requires: ClassVar = {"drafts.reuse": "nothing else reads the drafts, and it opens the memory they are kept in"}
-    reads = CACHED
+    reads = (*CACHED, REUSED, DRAFT_LAW_TOKENS, DRAFT_LAW_LOGPROBS)
     writes = ()
     uses: ClassVar[tuple[str, ...]] = ("engine",)
 
@@ -56,11 +61,10 @@ class Remember:
             wave = wave.with_columns(sampler_logprobs=context.actor.score(batch))
         fresh = wave.select(CACHED)
         if isinstance(memory["laws"], int):
-            laws = shown(context.engine).laws(fresh, memory["laws"])
-            fresh = fresh.with_columns({DRAFT_LAW_TOKENS: laws.tokens, DRAFT_LAW_LOGPROBS: laws.logprobs})
+            fresh = fresh.with_columns(_laws(batch, memory["laws"], context))
         kept = self._still_good(memory["cache"], set(keys), int(batch.numbers(EPOCH).max()))
         cache = Batch.concat([*kept, fresh])
-        told = batch.with_metrics(_metrics(batch, memory["cache"]))
+        told = batch.without(DRAFT_LAW_TOKENS, DRAFT_LAW_LOGPROBS).with_metrics(_metrics(batch, memory["cache"]))
         return told, {**memory, "cache": cache, "waves": memory["waves"] + 1}
 
     def _still_good(self, cache: Memory, renewed: set[tuple[str, int, int]], epoch: int) -> list[Batch]:
@@ -84,6 +88,20 @@ class Remember:
                 )
             )
         ]
+
+
+def _laws(batch: Batch, top: int, context: Context) -> dict[Column, Ragged]:
+    """The law of every response token: of those that were kept as `drafts.reuse` found it, of the others asked for."""
+    prompts, tokens = batch.ragged(PROMPT_TOKENS), batch.ragged(TOKENS)
+    kept_B = batch.numbers(REUSED)
+    written_T = positions(tokens.offsets) >= kept_B[tokens.row_T]
+    rest = Ragged.from_lengths(tokens.values[written_T], tokens.length_B - kept_B)
+    asked = Batch.of({PROMPT_TOKENS: prompts.append(tokens.head(kept_B)), TOKENS: rest})
+    laws = shown(context.engine).laws(asked, top)
+    return {
+        DRAFT_LAW_TOKENS: batch.ragged(DRAFT_LAW_TOKENS).append(laws.tokens),
+        DRAFT_LAW_LOGPROBS: batch.ragged(DRAFT_LAW_LOGPROBS).append(laws.logprobs),
+    }
 
 
 def _metrics(batch: Batch, cache: Memory) -> dict[str, float]:

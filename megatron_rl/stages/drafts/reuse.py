@@ -29,11 +29,12 @@ from megatron_rl.batch.columns import (
     SAMPLER_LOGPROBS,
     SLOT,
     TOKENS,
+    VERSION,
 )
 from megatron_rl.batch.memory import Memory
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.drawing import Key, rollout_keys
-from megatron_rl.laws import shown, spread_out
+from megatron_rl.laws import Laws, held_law, law_behind, shown
 from megatron_rl.ops.acceptance import Drafts, Verdict, acceptance, draw_residual, reuse_correction, verify
 from megatron_rl.ops.noise import fold, uniforms
 from megatron_rl.ops.segments import positions
@@ -61,6 +62,8 @@ class Looked(NamedTuple):
     next_logprobs: Ragged
     weights: Ragged
     """Of the kept tokens, for `drafts.correct`."""
+    laws: tuple[Ragged, Ragged]
+    """Of the kept tokens in exact reuse, for `drafts.remember`: tokens of the present laws, their log-probabilities."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +72,23 @@ class Reuse:
 
     A draft token is accepted with probability min(1, e^log_lenience * p_new / p_old) (SPEC-RL). What follows a
     rejection is drawn from p_new, which shifts the law of that token; with `laws` it is drawn from the residual law,
-    which leaves it exactly p_new's.
+    which leaves it exactly p_new's. What the present version of the policy wrote or verified itself is no draft: it
+    would be kept whole, and one rollout come twice.
     """
 
     slot: ClassVar[str] = "drafts"
     requires: ClassVar = {"drafts.remember": "there are no drafts unless it keeps the responses"}
     reads = (PROMPT_ID, GROUP, SLOT, PROMPT_TOKENS, EPOCH, PHASE)
-    writes = (PREFIX, PREFIX_LOGPROBS, PREFIX_FINISH, RESPONSE_TEXT, REUSED, DRAFT_WEIGHTS)
+    writes = (
+        PREFIX,
+        PREFIX_LOGPROBS,
+        PREFIX_FINISH,
+        RESPONSE_TEXT,
+        REUSED,
+        DRAFT_WEIGHTS,
+        DRAFT_LAW_TOKENS,
+        DRAFT_LAW_LOGPROBS,
+    )
 
     log_lenience: float = 0.5
     """Natural logarithm of the lenience; 0 is the vanilla rule, negative is stricter, .inf keeps everything."""
@@ -112,7 +125,7 @@ class Reuse:
         from_same = (state["law"], state["side"], state["laws"]) == (law, self.side, self.laws)
         usable = state["cache"] if from_same else None
         state |= {"law": law, "side": self.side, "laws": self.laws, "cache": usable}
-        found = self._find(batch, usable)
+        found = self._find(batch, usable, context.version)
         if not len(found.row_N):
             return _ask_for_everything(batch), state
         keys = [rollout_keys(batch)[row] for row in found.row_N.tolist()]
@@ -120,21 +133,38 @@ class Reuse:
         return _ask_for_the_rest(batch, found, looked).with_metrics(self._metrics(found, looked)), state
 
     def _look(self, drafts: Batch, keys: list[Key], wave: int, context: Context) -> Looked:
-        asked = drafts.select([PROMPT_TOKENS, TOKENS])
-        new = context.engine.score(asked) if self.side == "engine" else context.actor.score(asked)
-        verdict = self._verify(drafts, new, fold(context.key("drafts", wave), keys), context.engine.max_tokens)
-        weights = self._weights(drafts, new, verdict)
-        none = Ragged.from_lengths(torch.zeros(0), torch.zeros(len(drafts), dtype=torch.int64))
-        if self.laws is None or bool(verdict.whole_B.all()):
-            return Looked(new, verdict, none, none, weights)
+        asked, none = drafts.select([PROMPT_TOKENS, TOKENS]), _nothing(len(drafts))
+        key_N, max_tokens = fold(context.key("drafts", wave), keys), context.engine.max_tokens
+        if self.laws is None:
+            new = context.engine.score(asked) if self.side == "engine" else context.actor.score(asked)
+            verdict = self._verify(drafts, new, key_N, max_tokens)
+            return Looked(new, verdict, none, none, self._weights(drafts, new, verdict), (none, none))
+        now = shown(context.engine).laws(asked, self.laws)
+        verdict = self._verify(drafts, now.scores, key_N, max_tokens)
+        weights = self._weights(drafts, now.scores, verdict)
+        kept_B = verdict.cut_B * (len(now.tokens.values) // max(len(now.scores.values), 1))
+        laws = now.tokens.head(kept_B), now.logprobs.head(kept_B)
+        if bool(verdict.whole_B.all()):
+            return Looked(now.scores, verdict, none, none, weights, laws)
+        drawn, logprobs = self._instead(drafts, now, verdict, fold(context.key("residual", wave), keys), context)
+        return Looked(now.scores, verdict, drawn, logprobs, weights, laws)
+
+    def _instead(
+        self, drafts: Batch, now: Laws, verdict: Verdict, key_N: Tensor, context: Context
+    ) -> tuple[Ragged, Ragged]:
+        """Tokens drawn from the residual law in place of the rejected ones, and their present log-probabilities."""
         rejected_B = ~verdict.whole_B
-        law_NV = _law_at(asked.where(rejected_B), verdict.cut_B[rejected_B], context)
-        uniform_N = uniforms(fold(context.key("residual", wave), keys)[rejected_B], torch.zeros(len(law_NV)))
-        old_NV = _kept_law_at(drafts.where(rejected_B), verdict.cut_B[rejected_B], law_NV.shape[1])
+        cut_N, rejected = verdict.cut_B[rejected_B], drafts.where(rejected_B)
+        if self.laws:
+            law_NV = law_behind(rejected, cut_N, context.engine)
+        else:
+            whole = drafts.with_columns({DRAFT_LAW_TOKENS: now.tokens, DRAFT_LAW_LOGPROBS: now.logprobs})
+            law_NV = held_law(whole.where(rejected_B), cut_N, len(now.tokens.values) // len(now.scores.values))
+        uniform_N = uniforms(key_N[rejected_B], torch.zeros(len(law_NV)))
+        old_NV = held_law(rejected, cut_N, law_NV.shape[1])
         token_N = draw_residual(law_NV, old_NV, uniform_N, math.exp(self.log_lenience))
         drawn = Ragged.from_lengths(token_N.int(), rejected_B.long())
-        logprob_N = law_NV.gather(1, token_N[:, None]).squeeze(1).log().float()
-        return Looked(new, verdict, drawn, Ragged(logprob_N, drawn.offsets), weights)
+        return drawn, Ragged(law_NV.gather(1, token_N[:, None]).squeeze(1).log().float(), drawn.offsets)
 
     def _verify(self, drafts: Batch, new: Ragged, key_N: Tensor, max_tokens: int) -> Verdict:
         finished_N = torch.tensor([finish == "stop" for finish in drafts.strings(FINISH)])
@@ -172,16 +202,16 @@ class Reuse:
             "drafts/reused_tokens": float(verdict.cut_B.sum()),
         }
 
-    def _find(self, batch: Batch, cache: Memory) -> Found:
+    def _find(self, batch: Batch, cache: Memory, version: int) -> Found:
         if not isinstance(cache, Batch):
             return Found(torch.zeros(0, dtype=torch.int64), batch.where(torch.zeros(len(batch), dtype=torch.bool)))
         place = {key: row for row, key in enumerate(cached_keys(cache))}
-        age_limit = self.max_age_epochs
+        age_limit, versions = self.max_age_epochs, cache.numbers(VERSION).tolist()
         epochs, drawn_in, phases = cache.numbers(EPOCH).tolist(), batch.numbers(EPOCH).tolist(), batch.strings(PHASE)
         ours, theirs = batch.ragged(PROMPT_TOKENS), cache.ragged(PROMPT_TOKENS)
 
         def is_usable(row: int, draft: int) -> bool:
-            is_fresh = 0 <= drawn_in[row] - epochs[draft] <= age_limit
+            is_fresh = 0 <= drawn_in[row] - epochs[draft] <= age_limit and versions[draft] != version
             return is_fresh and phases[row] in self.phases and torch.equal(ours.row(row), theirs.row(draft))
 
         pairs = [
@@ -199,30 +229,12 @@ def cached_keys(cache: Batch) -> list[Key]:
     return [(prompt, slot, group) for prompt, (slot, group) in zip(cache.strings(PROMPT_ID), numbers, strict=True)]
 
 
-def _law_at(asked: Batch, cut_N: Tensor, context: Context) -> Tensor:
-    """The present policy's whole law (N, V) of the token behind the cut."""
-    prompts, tokens = asked.ragged(PROMPT_TOKENS), asked.ragged(TOKENS)
-    one_N = torch.ones_like(cut_N)
-    rejected = Ragged.from_lengths(tokens.values[tokens.offsets[:-1] + cut_N], one_N)
-    laws = shown(context.engine).laws(
-        Batch.of({PROMPT_TOKENS: prompts.append(tokens.head(cut_N)), TOKENS: rejected}), 0
-    )
-    count = len(laws.tokens.values) // len(asked)
-    return spread_out(laws.tokens.values.view(-1, count), laws.logprobs.values.view(-1, count), count)
-
-
-def _kept_law_at(drafts: Batch, cut_N: Tensor, vocabulary: int) -> Tensor:
-    """What was kept of the old law there, zero elsewhere."""
-    tokens, laws = drafts.ragged(TOKENS), drafts.ragged(DRAFT_LAW_TOKENS)
-    at_N = tokens.offsets[:-1] + cut_N
-    token_TK = laws.values.view(len(tokens.values), -1)
-    logprob_TK = drafts.ragged(DRAFT_LAW_LOGPROBS).values.view(len(tokens.values), -1)
-    return spread_out(token_TK[at_N], logprob_TK[at_N], vocabulary)
+def _nothing(rows: int) -> Ragged:
+    return Ragged.from_lengths(torch.zeros(0), torch.zeros(rows, dtype=torch.int64))
 
 
 def _ask_for_everything(batch: Batch) -> Batch:
-    nothing = Ragged.from_lengths(torch.zeros(0), torch.zeros(len(batch), dtype=torch.int64))
-    empty = [""] * len(batch)
+    nothing, empty = _nothing(len(batch)), [""] * len(batch)
     return batch.with_columns(
         prefix=nothing,
         prefix_logprobs=nothing,
@@ -230,6 +242,8 @@ def _ask_for_everything(batch: Batch) -> Batch:
         response_text=empty,
         reused=[0] * len(batch),
         draft_weights=nothing,
+        draft_law_tokens=nothing,
+        draft_law_logprobs=nothing,
     )
 
 
@@ -256,4 +270,6 @@ def _ask_for_the_rest(batch: Batch, found: Found, looked: Looked) -> Batch:
         response_text=text,
         reused=torch.zeros(count, dtype=torch.int64).index_copy(0, found.row_N, verdict.cut_B),
         draft_weights=placed(looked.weights),
+        draft_law_tokens=placed(looked.laws[0]),
+        draft_law_logprobs=placed(looked.laws[1]),
     )

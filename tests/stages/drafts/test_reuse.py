@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from megatron_rl.batch.columns import (
+    DRAFT_LAW_LOGPROBS,
+    DRAFT_LAW_TOKENS,
     DRAFT_WEIGHTS,
     EPOCH,
     FINISH,
@@ -157,6 +159,36 @@ def test_exact_reuse_leaves_the_joint_law_of_two_tokens_alone_too():
     law = (new[-1][:, None] * new[:-1]).flatten()
     assert within_noise(shares[4:], law[4:], samples=2000)
     assert 0 < second[REUSED].sum() < 4000
+
+
+def test_a_draft_of_the_present_version_is_none_since_the_same_rollout_would_come_twice():
+    engine = MarkovEngine(random_law(0))
+    first, memory = wave(engine, None, 0)
+    again, _ = wave(engine, memory, 0, first_group=4)
+    assert again[REUSED].sum() == 0
+    assert again[TOKENS].values.tolist() != first[TOKENS].values.tolist()
+
+
+def test_a_budget_smaller_than_the_draft_cuts_its_laws_too():
+    engine, reuse = MarkovEngine(random_law(0, stop_share=0.01)), Reuse(log_lenience=0.0, laws=0)
+    _, memory = wave(engine, None, 0, reuse)
+    engine.max_tokens = 4
+    second, memory = wave(engine, memory, 1, reuse)
+    assert second[TOKENS].length_B.max() == 4
+    assert memory["cache"][DRAFT_LAW_TOKENS].length_B.tolist() == (4 * second[TOKENS].length_B).tolist()
+
+
+@pytest.mark.parametrize("top", [0, 2])
+def test_drafts_hold_the_laws_that_the_engine_shows_of_the_whole_response(top):
+    engine, reuse = MarkovEngine(random_law(0)), Reuse(log_lenience=0.0, laws=top)
+    _, memory = wave(engine, None, 0, reuse)
+    engine.law_VV = random_law(7)
+    second, memory = wave(engine, memory, 1, reuse)
+    assert 0 < second[REUSED].sum() < len(second[TOKENS].values)
+    shown = engine.laws(second, top)
+    assert memory["cache"][DRAFT_LAW_TOKENS].values.tolist() == shown.tokens.values.tolist()
+    assert memory["cache"][DRAFT_LAW_LOGPROBS].values.tolist() == shown.logprobs.values.tolist()
+    assert DRAFT_LAW_TOKENS not in second
 
 
 def test_exact_reuse_keeps_every_draft_of_an_unchanged_policy():
