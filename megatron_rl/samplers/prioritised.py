@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -26,7 +27,9 @@ RAW_EPS = 1e-4
 class Prioritised:
     """Draws `prompts` distinct prompts with probability proportional to priority^exponent, from live priorities (PPS).
 
-    Memory: `{"priority": {prompt id: priority}, "drawn": groups so far}`; a prompt never drawn has priority 1.
+    Memory: `{"priority": {prompt id: priority}, "drawn": groups so far, "mean": {prompt id: reward}}`; a prompt never
+    drawn has priority 1. One rollout has no group to be measured by: its priority is its distance from the mean of the
+    prompt's rewards before, of which the last is half, and where there are none the prompt keeps the priority it has.
     The stage `importance_weight` undoes the tilt in the loss, as far as it is asked to.
     """
 
@@ -51,7 +54,7 @@ class Prioritised:
     """Least priority, as a share of the mean one, so that a prompt once dead is visited again."""
 
     def draw(self, memory: Memory, context: Context) -> tuple[Batch, Memory]:
-        priority, drawn = _state(memory)
+        priority, drawn, mean = _state(memory)
         ids = context.prompts.ids
         priority_D = torch.tensor([priority.get(name, 1.0) for name in ids], dtype=torch.float64)
         floored_D = floored(priority_D, self.floor)
@@ -66,25 +69,33 @@ class Prioritised:
             "prioritised/at_floor_share": float((floored_D > priority_D).double().mean()),
         }
         columns = asked.with_columns(draw_odds=odds_N.repeat_interleave(self.samples)).with_metrics(metrics)
-        return columns, {"priority": dict(priority), "drawn": drawn + len(picks)}
+        return columns, {"priority": dict(priority), "drawn": drawn + len(picks), "mean": dict(mean)}
 
     def observe(self, batch: Batch, memory: Memory, context: Context) -> Memory:
         """Priorities from the raw advantages of the wave, groups that a filter drops included."""
-        priority, drawn = _state(memory)
-        prompt_B = batch.index(PROMPT_ID)
-        raw_B = grpo(batch.numbers(REWARD), prompt_B, eps=RAW_EPS)
-        names = list(dict.fromkeys(batch.strings(PROMPT_ID)))
-        seen = dict(zip(names, priorities(raw_B, prompt_B, self.scheme, self.eps).tolist(), strict=True))
-        return {"priority": {**priority, **seen}, "drawn": drawn}
+        priority, drawn, mean = _state(memory)
+        prompt_B, reward_B = batch.index(PROMPT_ID), batch.numbers(REWARD)
+        raw_B = grpo(reward_B, prompt_B, eps=RAW_EPS)
+        names = batch.strings(PROMPT_ID)
+        groups = zip(dict.fromkeys(names), priorities(raw_B, prompt_B, self.scheme, self.eps).tolist(), strict=True)
+        rollouts = Counter(names)
+        seen = {name: size for name, size in groups if rollouts[name] > 1}
+        alone = {name: float(r) for name, r in zip(names, reward_B, strict=True) if rollouts[name] == 1}
+        seen |= {name: abs(r - mean[name]) + self.eps for name, r in alone.items() if name in mean}
+        told = {name: (mean.get(name, r) + r) / 2 for name, r in alone.items()}
+        return {"priority": {**priority, **seen}, "drawn": drawn, "mean": {**mean, **told}}
 
 
-def _state(memory: Memory) -> tuple[Mapping[str, float], int]:
+def _state(memory: Memory) -> tuple[Mapping[str, float], int, Mapping[str, float]]:
     if memory is None:
-        return {}, 0
-    if not (
-        isinstance(memory, Mapping) and isinstance(memory["priority"], Mapping) and isinstance(memory["drawn"], int)
-    ):
-        raise TypeError(f"prioritised's memory holds 'priority' and 'drawn', got {memory!r}")
-    return {name: float(value) for name, value in memory["priority"].items() if isinstance(value, float)}, memory[
-        "drawn"
-    ]
+        return {}, 0, {}
+    if not (isinstance(memory, Mapping) and isinstance(drawn := memory.get("drawn"), int)):
+        raise TypeError(f"prioritised's memory holds 'priority', 'drawn' and 'mean', got {memory!r}")
+    return _numbers(memory.get("priority")), drawn, _numbers(memory.get("mean"))
+
+
+def _numbers(memory: Memory) -> dict[str, float]:
+    """By prompt; none where there were none yet."""
+    if not isinstance(memory, Mapping):
+        return {}
+    return {name: value for name, value in memory.items() if isinstance(value, float)}

@@ -71,6 +71,28 @@ def test_a_prompt_whose_rollouts_all_failed_keeps_its_priority_and_others_go_by_
     assert (after[agreed], after[lost]) == (1e-6, 0.3)
 
 
+def test_one_rollout_a_prompt_is_measured_by_what_the_prompt_got_before():
+    sampler, memory = Prioritised(prompts=3, samples=1), None
+    names = ("p0", "p1", "p2")
+    visits = []
+    for solved in (("p0",), ("p0", "p1"), ("p0",)):
+        batch, memory = sampler.draw(memory, context(3))
+        rewards = [float(name in solved) for name in batch[PROMPT_ID]]
+        memory = sampler.observe(batch.with_columns({REWARD: rewards}), memory, context(3))
+        visits.append([memory["priority"].get(name) for name in names])
+    assert visits[0] == [None] * 3
+    np.testing.assert_allclose(visits[1:], np.array([[0.0, 1.0, 0.0], [0.0, 0.5, 0.0]]) + 1e-6)
+
+
+def test_a_group_that_failures_left_alone_keeps_its_priority():
+    sampler = Prioritised(prompts=2, samples=2)
+    batch, memory = sampler.draw({"priority": {"p0": 0.3, "p1": 0.3}, "drawn": 0}, context(2))
+    living = batch.take(torch.tensor([0, 2, 3])).with_columns({REWARD: [1.0, 1.0, 0.0]})
+    after = sampler.observe(living, memory, context(2))["priority"]
+    assert after[living[PROMPT_ID][0]] == 0.3
+    assert after[living[PROMPT_ID][1]] > 0.3
+
+
 def test_restored_memory_draws_the_same_batch(tmp_path):
     sampler = Prioritised(prompts=2, samples=2)
     batch, memory = sampler.draw(None, context(9))
