@@ -150,12 +150,14 @@ def _unused(learn: Sequence[tuple[str, Stage]], objective: tuple[str, Objective]
 
 
 def _shaped(stages: Sequence[tuple[str, Stage]]) -> Iterator[str]:
-    """A value run has no stages: what it stored are rewards as they were judged."""
+    """A value run's rewards stay as they were judged, and so do those of rollouts that a stage asks for itself."""
     shaping = [name for name, stage in stages if REWARD in stage.reads and REWARD in stage.writes]
-    for name, stage in stages:
-        if shaping and REFERENCE_REWARDS in stage.reads:
+    for name, stage in stages if shaping else ():
+        is_apart = "judge" in getattr(stage, "uses", ()) and REWARD not in stage.writes
+        if is_apart or REFERENCE_REWARDS in stage.reads:
+            whose = "rollouts of its own" if is_apart else "the value run"
             yield (
-                f"'{name}' compares rewards with those of the value run, which are not shaped, and '{shaping[0]}' "
+                f"'{name}' compares rewards with those of {whose}, which are not shaped, and '{shaping[0]}' "
                 "changes the former alone; leave it out, or make it part of the reward function."
             )
 

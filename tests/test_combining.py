@@ -122,6 +122,19 @@ def test_rewards_of_a_value_run_are_not_compared_with_shaped_ones():
     assert "'values' compares rewards with those of the value run, which are not shaped, and 'shapes'" in problem
 
 
+class Grades(Idea):
+    uses = ("engine", "judge")
+
+
+def test_rewards_that_a_stage_asks_for_itself_are_not_compared_with_shaped_ones():
+    greedy = ("greedy", Grades(reads=(REWARD,), writes=(BASELINE,)))
+    shapes, judges = ("shapes", Idea(reads=(REWARD,), writes=(REWARD,))), ("judges", Grades(writes=(REWARD,)))
+    assert check([("advantage", ADVANTAGES)], collect=[judges, greedy]) == []
+    for collect in ([judges, shapes, greedy], [judges, greedy, shapes]):
+        (problem,) = check([("advantage", ADVANTAGES)], collect=collect)
+        assert "'greedy' compares rewards with those of rollouts of its own, which are not shaped" in problem
+
+
 def test_a_loss_between_rollouts_of_a_prompt_is_given_two_of_them():
     def pairs(samples):
         sampler, objective = Uniform(prompts=4, samples=samples), Rebel()
