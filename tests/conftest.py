@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Ray gives its own start half a minute, which a machine busy with tests may exceed.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
+
+# A shell that starts the suite in the background has it ignore interrupts, and so would every run that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def has_gpu() -> bool:
