@@ -44,6 +44,7 @@ HEAVY = (*DOORS, "torch", "transformers", "matplotlib")
 WITHOUT_TORCH = (
     *(
         "answers",
+        "cluster.member",
         "nursery",
         "rewards.grader",
         "rewards.math",

@@ -1,19 +1,24 @@
-"""One rank as the driver sees it: its process, its machine, its log, and how to learn where it stands."""
+"""One rank as the driver sees it: its process, its machine, its log, and how to learn where it stands.
+
+Nothing heavy is imported here: what asks another machine's processes for their stacks has seconds there.
+"""
 
 import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from megatron_rl.cluster.rank import STACKS
-
+STACKS = signal.SIGUSR1
+"""Writes the stacks of all threads into a rank's log, whatever the process is doing."""
 SETTLE_S = 0.5
 """How long a process may take to write its stacks."""
 REACH_S = 10.0
@@ -46,15 +51,21 @@ class Member:
         ray.kill(self.actor)
 
 
-def dump_stacks(members: Sequence[Member]) -> None:
-    """Every process that still is writes where it stands into its log, also one that was stopped."""
+def dump_stacks(members: Sequence[Member]) -> str:
+    """Every process that still is writes where it stands into its log, also one that was stopped; says whose did.
+
+    Of a machine that the network has lost nothing is known.
+    """
     here = socket.gethostname()
     request_stacks([member.pid for member in members if member.machine == here])
-    others = {member.node_id for member in members if member.machine != here}
-    tasks = [_request_from(node_id, [one.pid for one in members if one.node_id == node_id]) for node_id in others]
-    if tasks:
-        ray.wait(tasks, num_returns=len(tasks), timeout=REACH_S)
+    others = {member.node_id: member.machine for member in members if member.machine != here}
+    asked = {
+        _request_from(node_id, [one.pid for one in members if one.node_id == node_id]): machine
+        for node_id, machine in others.items()
+    }
+    lost = sorted(asked[ref] for ref in set(asked) - _done(asked))
     time.sleep(SETTLE_S)
+    return f"{', '.join(lost)} could not be reached, all other stacks were saved" if lost else "all stacks were saved"
 
 
 def request_stacks(pids: Sequence[int]) -> None:
@@ -65,6 +76,16 @@ def request_stacks(pids: Sequence[int]) -> None:
                 os.kill(pid, number)
             except ProcessLookupError:
                 break
+
+
+def _done(tasks: Collection[ray.ObjectRef]) -> set[ray.ObjectRef]:
+    """Those that came to an end in time, and to a good one."""
+    done = set[ray.ObjectRef]()
+    for ref in ray.wait(list(tasks), num_returns=len(tasks), timeout=REACH_S)[0] if tasks else ():
+        with suppress(RayError):
+            ray.get(ref)
+            done.add(ref)
+    return done
 
 
 def _request_from(node_id: str, pids: Sequence[int]) -> ray.ObjectRef:

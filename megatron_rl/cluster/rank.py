@@ -21,6 +21,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.ragged import Ragged
+from megatron_rl.cluster.member import STACKS
 from megatron_rl.ports import NotFinite, Objective, Policy, Update
 from megatron_rl.reshard.digest import TransferError
 from megatron_rl.reshard.layout import LayoutError
@@ -30,8 +31,6 @@ from megatron_rl.spec.schema import SpecError
 T = TypeVar("T")
 TOLD = (NotFinite, SpecError, LayoutError, TransferError)
 """Failures that say all there is to say, whichever rank raises them first; others need their traceback."""
-STACKS = signal.SIGUSR1
-"""Writes the stacks of all threads into the rank's log, whatever the process is doing."""
 
 
 class WeightRoute(Protocol):

@@ -100,11 +100,11 @@ class Watch:
                 deadline = min(deadline, time.monotonic() + grace_s)
         self._raise_if_lost(what)
         if waiting and not any(answer.failure for answer in answers.values()):
-            dump_stacks(self.members)
+            saved = dump_stacks(self.members)
             if (error := _failure_of(beside)) is not None:
                 raise self.give_up(f"'{what}' failed in the driver: {error}") from error
             late = "; ".join(str(self.members[rank]) for rank in waiting.values())
-            raise self.give_up(f"'{what}' was given {timeout_s:g} s and took longer on {late}; all stacks were saved")
+            raise self.give_up(f"'{what}' was given {timeout_s:g} s and took longer on {late}; {saved}")
         return answers
 
     def _raise_if_lost(self, what: str) -> None:
@@ -127,8 +127,7 @@ class Watch:
     def _lose(self, reason: str) -> None:
         """Told by the heartbeat, in its thread."""
         self._is_losing = True
-        dump_stacks(self.members)
-        self._found = f"{reason}; all stacks were saved"
+        self._found = f"{reason}; {dump_stacks(self.members)}"
         if self._is_main and not self._is_waiting:
             signal.pthread_kill(threading.main_thread().ident or 0, ALARM)
 

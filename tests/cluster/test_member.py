@@ -3,6 +3,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_rl.cluster.member import Member, dump_stacks
@@ -22,19 +25,37 @@ def member(process: subprocess.Popen, log: Path) -> Member:
     return Member(rank=2, actor=None, pid=process.pid, machine=os.uname().nodename, node_id="", log=log)
 
 
-def test_a_process_says_where_it_stands_even_when_it_was_stopped(tmp_path):
-    log = tmp_path / "rank_0002.log"
+@contextmanager
+def standing(log: Path) -> Iterator[Member]:
+    """A process that waits to be asked where it stands."""
     with subprocess.Popen([sys.executable, "-c", PROGRAM, str(log)], stdout=subprocess.PIPE) as process:
         try:
             process.stdout.readline()
-            process.send_signal(signal.SIGSTOP)
-            dump_stacks([member(process, log)])
-            deadline = time.monotonic() + 20
-            while "stand_here" not in log.read_text() and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert "stand_here" in member(process, log).last_words()
+            yield member(process, log)
         finally:
             process.kill()
+
+
+def stands_told(one: Member) -> bool:
+    deadline = time.monotonic() + 20
+    while "stand_here" not in one.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return "stand_here" in one.last_words()
+
+
+def test_a_process_says_where_it_stands_even_when_it_was_stopped(tmp_path):
+    with standing(tmp_path / "rank_0002.log") as one:
+        os.kill(one.pid, signal.SIGSTOP)
+        assert dump_stacks([one]) == "all stacks were saved"
+        assert stands_told(one)
+
+
+def test_processes_of_other_machines_are_asked_there_and_a_machine_that_is_lost_is_named(machines, tmp_path):
+    with standing(tmp_path / "rank_0002.log") as one:
+        reached = replace(one, machine="far", node_id=machines.ids[1])
+        lost = replace(one, machine="farther", node_id="a" * len(machines.ids[1]))
+        assert dump_stacks([reached, lost]) == "farther could not be reached, all other stacks were saved"
+        assert stands_told(one)
 
 
 def test_a_process_that_is_gone_is_asked_in_vain(tmp_path):
