@@ -1,7 +1,8 @@
 """Runs under fault: `python -m tests.chaos PLAN train CONFIG key=value …` is the command, with faults at named phases.
 
 PLAN is a JSON file: the faults in order, the heartbeat, and a file that is told what happened and when. A fault strikes
-one process of the run: `kill` ends it, `stop` makes it deaf for good, `slow` three times for less than a heartbeat.
+one process of the run: `kill` ends it, `stop` makes it deaf for good, `slow` three times for less than a heartbeat, and
+`cut` runs the command that cuts its machine off.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -84,6 +86,8 @@ class Saboteur:
     faults: list[Fault]
     heartbeat_s: float
     events: Path
+    cut: Sequence[str] = ()
+    """The command that cuts a machine off."""
     pids: Callable[[], Sequence[int]] = tuple
     calls: int = 0
     """Of the next fault's phase, in this process since the fault before."""
@@ -109,6 +113,8 @@ class Saboteur:
             os.kill(pid, signal.SIGKILL)
         elif fault.kind == "stop":
             os.kill(pid, signal.SIGSTOP)
+        elif fault.kind == "cut":
+            subprocess.run(self.cut, check=True)
         else:
             for _ in range(3):
                 os.kill(pid, signal.SIGSTOP)
@@ -154,6 +160,7 @@ if __name__ == "__main__":
             faults=[Fault(**fault) for fault in plan["faults"]],
             heartbeat_s=plan["heartbeat_s"],
             events=Path(plan["events"]),
+            cut=plan["cut"],
         )
     )
     sys.exit(cli.main(sys.argv[2:]))
