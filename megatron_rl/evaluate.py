@@ -6,12 +6,13 @@ is of the answers that came back, pass@k and maj@k of the prompts of which all k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from megatron_rl.accounting import rollouts_of
@@ -31,7 +32,7 @@ class EvaluationSettings:
     samples: Annotated[int, Ge(1)] = 1
     """Rollouts of each prompt: pass@1 is their mean, pass@k and maj@k are of all of them."""
 
-    temperature: Annotated[float, Ge(0)] = 1.0
+    temperature: Annotated[float, Ge(0), Lt(math.inf)] = 1.0
     """0 takes the likeliest token."""
 
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0

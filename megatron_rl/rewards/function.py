@@ -27,6 +27,9 @@ class Function:
     right_from: float = 1.0
     """A number counts as correct from here on, where the function does not say."""
 
+    def __post_init__(self) -> None:
+        _ = self._takes_question  # a wrong path ends the run before its first question
+
     def __call__(self, question: Question) -> Score:
         if self._takes_question:
             returned = self._function(question)

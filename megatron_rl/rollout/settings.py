@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from megatron_rl.ops.logprobs import Sampling
 
@@ -15,7 +15,7 @@ from megatron_rl.ops.logprobs import Sampling
 class SamplingSettings:
     """The law tokens are drawn from, and where a response ends."""
 
-    temperature: Annotated[float, Ge(0)] = 1.0
+    temperature: Annotated[float, Ge(0), Lt(math.inf)] = 1.0
     """Divides the logits; 0 takes the likeliest token."""
 
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
@@ -36,8 +36,6 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         if "" in self.stop:
             raise ValueError("a stop text is empty, which would end every response at once; leave it out")
-        if math.isinf(self.temperature):
-            raise ValueError("sampling.temperature is infinite, but the logits are divided by a finite one")
 
     @property
     def law(self) -> Sampling:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError, nearest
+from megatron_rl.spec.shape import find_module, read_module
 
 OPTIONAL: Final[Mapping[tuple[str, str], tuple[str, str]]] = {
     ("rollout", "vllm"): (
@@ -29,6 +31,9 @@ NO_MODEL: Final = (
 
 PROMPT_FILES: Final = (".parquet", ".jsonl", ".json")
 """How the names of files that may hold prompts end."""
+
+OWN_FUNCTION: Final = "function"
+"""The reward that names a function of the user's own."""
 
 PROMPTS: Final = ("train", "evaluate")
 """The keys of `data` that name files of prompts, or folders of them."""
@@ -79,6 +84,7 @@ def check_inputs(spec: RunSpec, *, has_values: bool) -> None:
     if not spec.settings["data"].values["train"]:
         problems.append(f"{data.place}: 'data.train' is empty; name at least one file of prompts.")
     problems += _absent_packages(spec)
+    problems += _absent_functions(spec)
     if problems:
         raise SpecError(problems)
 
@@ -90,6 +96,35 @@ def _absent_packages(spec: RunSpec) -> list[str]:
         for key, (package, remedy) in OPTIONAL.items()
         if key in chosen and importlib.util.find_spec(package) is None
     ]
+
+
+def _absent_functions(spec: RunSpec) -> list[str]:
+    """A reward of the user's own, looked for in the text of its module: only the grader imports that."""
+    part = spec.choices["reward"]
+    if part.name != OWN_FUNCTION:
+        return []
+    path = str(part.values.get("path"))
+    problem = _unfound_function(*path.partition(":")[::2])
+    return [f"{part.place}: 'reward.{part.name}.path' is '{path}', {problem}."] if problem else []
+
+
+def _unfound_function(module: str, name: str) -> str:
+    """Why there is no such function; empty where there is or, since a module may make its names, may be one."""
+    if not module or not name:
+        return "which is no package.module:function"
+    file = find_module(module)
+    if file is None:
+        return (
+            f"and Python finds no module '{module}'; write package.module:function, without .py, and put the folder "
+            "that it is in on PYTHONPATH"
+        )
+    try:
+        read = read_module(module)
+    except SyntaxError as error:
+        return f"whose module cannot be read: {error.msg} ({error.filename}:{error.lineno})"
+    known = [*read.functions, *read.classes] if read else []
+    names = set(re.findall(r"\w+|import \*", file.read_text(encoding="utf-8")))
+    return "" if names & {name, "import *", "__getattr__"} else f"and {file} has no '{name}'{nearest(name, known)}"
 
 
 def _paths(value: object) -> list[Path]:

@@ -11,6 +11,7 @@ import ast
 import importlib.machinery
 import importlib.util
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -209,12 +210,14 @@ def _generic(name: str, slice_: ast.expr, module: Module) -> object:
 
 
 def _bound(expression: ast.expr) -> object | None:
-    """Ge(1) and its kin, as annotated_types has them."""
+    """Ge(1), Lt(math.inf) and their kin, as annotated_types has them."""
     if not (isinstance(expression, ast.Call) and isinstance(expression.func, ast.Name)):
         return None
     if expression.func.id not in _BOUNDS or len(expression.args) != 1:
         return None
-    return getattr(annotated_types, expression.func.id)(ast.literal_eval(expression.args[0]))  # type: ignore[no-any-return]
+    (limit,) = expression.args
+    number = math.inf if ast.unparse(limit) == "math.inf" else ast.literal_eval(limit)
+    return getattr(annotated_types, expression.func.id)(number)  # type: ignore[no-any-return]
 
 
 def _default(value: ast.expr | None, section: Shape | None) -> tuple[object, str]:

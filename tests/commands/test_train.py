@@ -34,6 +34,9 @@ def test_a_dry_run_prints_the_run_and_what_it_would_take_and_starts_nothing(data
         ("objective.clipped.low=.inf", "objective clipped needs 0 <= low <= 1"),
         ("objective.clipped.low=1e400", "objective clipped needs 0 <= low <= 1"),
         ("learn=[optimal_value]", "optimal_value"),
+        ("sampling.temperature=.nan", "'sampling.temperature' should be a number at least 0 and below inf"),
+        ("sampling.temperature=.inf", "'sampling.temperature' should be a number at least 0 and below inf"),
+        ("evaluation.temperature=.inf", "'evaluation.temperature' should be a number at least 0 and below inf"),
     ],
 )
 def test_a_dry_run_refuses_what_the_run_would_refuse(data, tmp_path, capsys, setting, said):  # noqa: F811

@@ -28,9 +28,9 @@ def test_a_number_of_numpys_is_a_number_and_a_text_is_none():
 
 def test_a_function_of_something_else_is_refused_with_what_is_possible():
     with pytest.raises(ValueError, match=r"takes \['solution', 'truth'\]; a reward takes one Question, or data_source"):
-        Function(path=f"{HERE}:two_arguments")(Question(response="", answer=""))
+        Function(path=f"{HERE}:two_arguments")
 
 
 def test_a_path_that_names_nothing_is_refused():
     with pytest.raises(ValueError, match="no function"):
-        Function(path=f"{HERE}:nobody")(Question(response="", answer=""))
+        Function(path=f"{HERE}:nobody")

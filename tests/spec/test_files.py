@@ -6,6 +6,7 @@ import pytest
 from megatron_rl.spec.files import check_inputs, read_model_config
 from megatron_rl.spec.load import load
 from megatron_rl.spec.schema import SpecError
+from megatron_rl.spec.shape import read_module
 from tests.spec.test_load import WHOLE, write
 
 
@@ -90,6 +91,41 @@ def test_every_missing_file_is_said_at_once_but_not_what_a_value_run_will_write(
     overrides = ("data.train=[a, b]", "data.evaluate=[c]", "data.values=d", "model.reference=e")
     assert len(problems_of(folder, *overrides)) == 5
     assert len(problems_of(folder, *overrides, has_values=False)) == 4
+
+
+OWN = """
+from functools import partial
+def compute_score(question): return 1.0
+half = partial(compute_score)
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("of_my_own_1:compute_score", ""),
+        ("of_my_own_1:half", ""),
+        ("json:loads", ""),
+        ("of_my_own_1", "is 'of_my_own_1', which is no package.module:function."),
+        (":compute_score", "which is no package.module:function."),
+        ("of_my_own_2:compute_score", "and Python finds no module 'of_my_own_2'; write package.module:function"),
+        ("of_my_own_1.py:compute_score", "without .py, and put the folder that it is in on PYTHONPATH."),
+        ("/home/me/of_my_own_1.py:compute_score", "and Python finds no module '/home/me/of_my_own_1.py'"),
+        (
+            "of_my_own_1:compute_scores",
+            "has no 'compute_scores'; did you mean 'compute_score'? (known: compute_score).",
+        ),
+        ("of_my_own_3:broken", "whose module cannot be read: "),
+    ],
+)
+def test_a_reward_of_ones_own_is_looked_for_before_anything_starts(folder, monkeypatch, path, said):
+    write(folder, "of_my_own_1.py", OWN)
+    write(folder, "of_my_own_3.py", "def broken(:")
+    monkeypatch.syspath_prepend(str(folder))
+    read_module.cache_clear()
+    problems = problems_of(folder, *THERE, f"reward={{{{function: {{{{path: '{path}'}}}}}}}}")
+    assert len(problems) == bool(said)
+    assert said in "".join(problems)
 
 
 @pytest.mark.parametrize("is_there", [True, False])

@@ -1,9 +1,13 @@
 import dataclasses
 import importlib
 import importlib.util
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
+
+import annotated_types
 
 from megatron_rl.spec.resolve import class_name, names
 from megatron_rl.spec.schema import UNKNOWN, Shape
@@ -103,3 +107,8 @@ def test_reading_a_shape_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_infinity_is_a_bound_of_what_must_be_finite():
+    temperature = shape_of("megatron_rl.rollout.settings", "SamplingSettings").field("temperature")
+    assert temperature.type == Annotated[float, annotated_types.Ge(0), annotated_types.Lt(math.inf)]
