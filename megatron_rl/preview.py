@@ -35,10 +35,12 @@ def outline(spec: RunSpec) -> str:
 def lines(spec: RunSpec) -> Iterator[str]:
     """What follows from the settings, one fact a line."""
     yield from _outlines(spec)
-    actor, shape = _actor(spec), describe(read_model_config(spec)).shape
+    actor, architecture = _actor(spec), describe(read_model_config(spec))
+    shape = architecture.shape
     source, target = megatron_layout(shape, actor), _engine_layout(shape, spec.choices["rollout"])
     yield weights(source, target, 4 if actor.precision.compute == "fp32" else 2)
     yield memory(shape, actor)
+    yield from room(_number(spec.settings["sampling"].values, "max_tokens"), architecture.context)
     is_one_process = actor.world == 1 and spec.choices["rollout"].name == "embedded"
     yield order(_number(spec.settings["schedule"].values, "ahead"), is_one_process)
 
@@ -113,6 +115,15 @@ def memory(shape: ModelShape, actor: ActorSettings) -> str:
     }
     told = ", ".join(f"{name} {size / MIB:.1f}" for name, size in parts.items())
     return f"memory of the fullest rank, activations aside: {sum(parts.values()) / MIB:.1f} MiB ({told})"
+
+
+def room(max_tokens: int, context: int) -> Iterator[str]:
+    """Told where a response cannot be as long as it may: a penalty for long ones, say, would never be paid."""
+    if max_tokens >= context:
+        yield (
+            f"room: the model reads {context} tokens, prompt included, so responses end before sampling.max_tokens "
+            f"of {max_tokens}"
+        )
 
 
 def _annotated(spec: RunSpec, lines: Iterator[str]) -> str:
