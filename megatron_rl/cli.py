@@ -92,8 +92,9 @@ def _run(name: str, *rest: str) -> int:
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """Arguments in any order. What no option claims is taken for a setting, whose own errors are kinder."""
     parsed, unclaimed = parser.parse_known_intermixed_args(arguments)
-    if unclaimed and "settings" not in parsed:
-        parser.error(f"there is no option {unclaimed[0]}")
+    options = [word for word in unclaimed if word.startswith("-") and not {*"=."} & {*word}]
+    if unknown := options if "settings" in parsed else unclaimed:
+        parser.error(f"there is no option {unknown[0]}")
     if unclaimed:
         parsed.settings = [*parsed.settings, *unclaimed]
     return parsed

@@ -8,19 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from megatron_rl.actor.architecture import Architecture, describe
-from megatron_rl.actor.precision import Precision
-from megatron_rl.actor.recipe import UpdateSettings
-from megatron_rl.actor.settings import ActorSettings
+from megatron_rl.actor.architecture import describe
 from megatron_rl.commands.exits import DONE
 from megatron_rl.planner.hardware import GPUS, Cluster, gpu_named
-from megatron_rl.planner.job import Job, Judging, Screen, Setup
+from megatron_rl.planner.job import Judging, Screen
 from megatron_rl.planner.report import overrides, report, sbatch
-from megatron_rl.planner.run import Guess, lengths, of_run
+from megatron_rl.planner.run import Guess, of_run
 from megatron_rl.planner.search import predict, search
 from megatron_rl.planner.step import Forecast
 from megatron_rl.spec.files import read_object
 from megatron_rl.spec.load import load
+from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError
 
 EXAMPLE = "example: megatron-rl plan models/Qwen3-8B --nodes 4 --gpus-per-node 8 --gpu h100 --max-tokens 8192"
@@ -37,17 +35,33 @@ COUNTS: Final = (
 )
 AMOUNTS: Final = ("spread", "ahead", "judge")
 ABOVE_NOTHING: Final = ("network", "spare", "mean_tokens")
+WIDEST: Final = 10.0
+"""Of spreads; here the longest of ordinary responses are a billion times the shortest."""
+MOST_ROLLOUTS: Final = 2**18
+"""Of a step, each of which is laid out in time."""
 IN_THE_FILE: Final = {
-    "prompts": (128, "sampler.uniform.prompts"),
-    "samples": (8, "sampler.uniform.samples"),
-    "max_tokens": (3072, "sampling.max_tokens"),
-    "steps": (1, "actor.update.steps"),
-    "reference": ("none", "actor.reference"),
-    "precision": ("bf16", "actor.precision.compute"),
-    "critic": (False, "learn"),
-    "screen": (None, "sampler"),
+    "prompts": "sampler.{sampler}.prompts",
+    "samples": "sampler.{sampler}.samples",
+    "max_tokens": "sampling.max_tokens",
+    "steps": "actor.update.steps",
+    "reference": "actor.reference",
+    "precision": "actor.precision.compute",
+    "ahead": "schedule.ahead",
 }
-"""Arguments that say nothing of a run: their defaults, and the keys that do."""
+"""Arguments of which a run's file says more: the keys there, given the name of its sampler."""
+METHODS: Final = {
+    "critic": "configs/ppo.yaml",
+    "screen": "configs/speed.yaml",
+    "drafted": "configs/spec_rl.yaml",
+    "ahead": "configs/grpo_asynchronous.yaml",
+    "reference": "configs/grpo.yaml",
+}
+"""Arguments that ask for a method, and a configuration of it."""
+IDEAS: Final = {"critic": "learn", "screen": "sampler"}
+SCREEN: Final = ("screened", "screen", "more")
+"""The sampler's keys that --screen says, in its order."""
+PLAIN: Final = "configs/rloo.yaml"
+"""What a model is planned with where no method is asked for."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,81 +79,82 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machines.add_argument("--gpu", default="h100", help=f"one of {', '.join(GPUS)}")
     machines.add_argument("--network", type=float, default=50.0, metavar="GB/S", help="between machines, for each GPU")
     machines.add_argument("--spare", type=float, default=6.0, metavar="GIB", help="left free on each GPU")
-    step = parser.add_argument_group("one step; of a run most of it stands in its YAML file")
-    step.add_argument("--prompts", type=int, default=128, help="that an update learns from")
-    step.add_argument("--samples", type=int, default=8, help="rollouts of each prompt")
+    step = parser.add_argument_group("one step; otherwise as the YAML file says")
+    step.add_argument("--prompts", type=int, help="of a model: that an update learns from")
+    step.add_argument("--samples", type=int, help="of a model: rollouts of each prompt")
     step.add_argument("--prompt-tokens", type=int, default=256, help="mean length of a prompt")
-    step.add_argument("--mean-tokens", type=float, help="mean length of a response; a third of --max-tokens")
-    step.add_argument("--max-tokens", type=int, default=3072, help="where the engine stops writing")
+    step.add_argument("--mean-tokens", type=float, help="mean length of a response; a third of the most")
+    step.add_argument("--max-tokens", type=int, help="of a model: where the engine stops writing")
     step.add_argument("--spread", type=float, default=0.8, help="standard deviation of the logarithm of lengths")
-    step.add_argument("--steps", type=int, default=1, help="optimizer steps of an update")
-    step.add_argument("--reference", choices=("none", "device", "host"), default="none", help="where its weights wait")
-    step.add_argument("--critic", action="store_true", help="PPO's critic beside the policy")
-    step.add_argument("--screen", metavar="SCREENED:FIRST:MORE", help="SPEED-RL, as in 64:4:20")
+    step.add_argument("--steps", type=int, help="of a model: optimizer steps of an update")
+    step.add_argument("--reference", choices=("none", "device", "host"), help="of a model: where its weights wait")
+    step.add_argument("--critic", action="store_true", help="of a model: PPO's critic beside the policy")
+    step.add_argument("--screen", metavar="SCREENED:FIRST:MORE", help="of a model: SPEED-RL, as in 64:4:20")
     step.add_argument("--drafted", type=float, metavar="SHARE", help="SPEC-RL: of a response, reused")
-    step.add_argument("--ahead", type=int, default=0, help="steps by which rollouts may lag; 0 is on-policy")
+    step.add_argument("--ahead", type=int, help="steps by which rollouts may lag; 0 is on-policy")
     step.add_argument("--judge", type=float, default=0.02, metavar="S", help="to grade a rollout")
     step.add_argument("--judges", type=int, default=32, help="rollouts graded at once")
     how = parser.add_argument_group("how")
-    how.add_argument("--precision", choices=("bf16", "fp8", "fp32"), default="bf16")
+    how.add_argument("--precision", choices=("bf16", "fp8", "fp32"), help="of a model")
     how.add_argument("--kernels", choices=("transformer_engine", "torch"), default="transformer_engine")
     how.add_argument("--sleep", action="store_true", help="engines give back memory while the actor learns")
     how.add_argument("--best", type=int, default=5, help="layouts to show")
-    how.add_argument("--config", default="configs/grpo.yaml", help="for the Slurm line")
+    how.add_argument(
+        "--config", metavar="YAML", help=f"of a model: what it is planned and started with; {PLAIN}, or the method's"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     is_run = arguments.model.suffix in (".yaml", ".yml")
-    config, settings = str(arguments.model) if is_run else arguments.config, list(arguments.settings)
     _check(arguments, is_run)
-    if is_run:
-        sizes = [f"model.folder={arguments.sizes}"] if arguments.sizes else []
-        setup, choice = of_run(load(arguments.model, [*settings, *sizes]), _cluster(arguments), _guess(arguments))
-        setup = replace(setup, kernels=arguments.kernels, sleeps=setup.sleeps or arguments.sleep)
-    elif arguments.sizes:
-        raise SpecError("--sizes is for a run's YAML file; a model is planned with its own config.json.")
-    elif settings:
-        raise SpecError(f"'{settings[0]}' is a setting of a run; name its YAML file instead of a model.")
-    else:
-        setup = setup_of(arguments)
+    config = arguments.model if is_run else Path(arguments.config or _method(arguments))
+    settings = list(arguments.settings) if is_run else [f"model.folder={_folder(arguments.model)}"]
+    sizes = [f"model.folder={arguments.sizes}"] if arguments.sizes else []
+    settings += _asked(arguments, load(config, [*settings, *sizes]))
+    spec = load(config, [*settings, *sizes])
+    setup, choice = of_run(spec, _cluster(arguments), _guess(arguments))
+    setup = replace(setup, kernels=arguments.kernels)
+    if setup.job.written > MOST_ROLLOUTS:
+        raise SpecError(f"{setup.job.written} rollouts a step are too many to plan; at most {MOST_ROLLOUTS} are.")
+    if arguments.critic and not setup.job.has_critic:
+        raise SpecError(f"--critic is asked for, but {config} has none; leave out --config, or name another.")
     ranked: tuple[Forecast, ...]
     if is_run and not arguments.search:
         ranked = (predict(setup, choice),)
     else:
         ranked = search(setup, arguments.best)
-        settings += overrides(setup, ranked[0])
-    for line in (*report(setup, ranked), "", sbatch(setup, config, settings)):
+        settings += [*_engines(spec), *overrides(setup, ranked[0])]
+    for line in (*report(setup, ranked), "", sbatch(setup, str(config), settings)):
         print(line)
     return DONE
 
 
-def setup_of(arguments: argparse.Namespace) -> Setup:
-    """What the arguments ask to be planned, of a model."""
-    guess = _guess(arguments)
-    return Setup(
-        architecture=_architecture(arguments.model),
-        cluster=_cluster(arguments),
-        job=Job(
-            prompts=arguments.prompts,
-            samples=arguments.samples,
-            lengths=lengths(arguments.max_tokens, guess),
-            prompt_tokens=arguments.prompt_tokens,
-            optimizer_steps=arguments.steps,
-            scores=1 + (arguments.reference != "none") + arguments.critic,
-            has_critic=arguments.critic,
-            judging=guess.judging,
-            screen=_screen(arguments.screen),
-            drafted=arguments.drafted or 0.0,
-            ahead=arguments.ahead,
-        ),
-        actor=ActorSettings(
-            precision=Precision(compute=arguments.precision),
-            update=UpdateSettings(steps=arguments.steps),
-            reference=arguments.reference,
-        ),
-        kernels=arguments.kernels,
-        sleeps=arguments.sleep,
+def _asked(arguments: argparse.Namespace, spec: RunSpec) -> list[str]:
+    """What the arguments say as settings of a run, so that what is planned is what the Slurm line starts."""
+    sampler = spec.choices["sampler"].name
+    told = {key.format(sampler=sampler): getattr(arguments, name) for name, key in IN_THE_FILE.items()}
+    if screen := _screen(arguments.screen):
+        told |= {f"sampler.{sampler}.{key}": size for key, size in zip(SCREEN, screen, strict=True)}
+    if arguments.sleep:
+        told["rollout.vllm.sleep"] = "true"
+    return [f"{key}={value}" for key, value in told.items() if value is not None]
+
+
+def _engines(spec: RunSpec) -> list[str]:
+    """What a file says of engines and no other layout can keep."""
+    rollout = spec.choices["rollout"]
+    return (["rollout=vllm"] if rollout.name != "vllm" else []) + (
+        ["rollout.vllm.gpus=[]"] if rollout.values.get("gpus") else []
     )
+
+
+def _method(arguments: argparse.Namespace) -> str:
+    """The configuration of the method that is asked for."""
+    asked = [name for name in METHODS if getattr(arguments, name) not in (None, False, 0, "none")]
+    if len(asked) > 1:
+        ways = " and ".join(f"{_option(name)} is {METHODS[name]}'s" for name in asked)
+        raise SpecError(f"{ways}; write a YAML file that has both, and name it instead of the model or with --config.")
+    return METHODS[asked[0]] if asked else PLAIN
 
 
 def _cluster(arguments: argparse.Namespace) -> Cluster:
@@ -159,56 +174,75 @@ def _guess(arguments: argparse.Namespace) -> Guess:
         spread=arguments.spread,
         drafted=0.5 if arguments.drafted is None else arguments.drafted,
         judging=Judging(arguments.judge, arguments.judges),
-        ahead=arguments.ahead,
     )
 
 
-def read(model: Path) -> dict[str, object]:
-    """The config.json of this path or in this folder."""
+def _folder(model: Path) -> Path:
+    """That of a model whose config.json says sizes that can be."""
     path = model / "config.json" if model.is_dir() else model
     if not path.exists():
         raise SpecError(f"{path} does not exist; name a config.json, or the model folder that holds it.")
-    return read_object(path, str(path))
-
-
-def _architecture(model: Path) -> Architecture:
-    hf = read(model)
+    sizes = read_object(path, str(path))
+    if path.name != "config.json":
+        raise SpecError(
+            f"{path} is not named config.json; a run reads the sizes of its model from a file of that name."
+        )
     try:
-        return describe(hf)
+        describe(sizes)
     except SpecError as error:
         raise SpecError(f"{model}: {error}") from None
+    return path.parent
 
 
 def _check(arguments: argparse.Namespace, is_run: bool) -> None:
     told = {name: getattr(arguments, name) for name in (*COUNTS, *AMOUNTS, *ABOVE_NOTHING)}
-    problems = [f"{_option(name)} is {told[name]}, but must be at least 1." for name in COUNTS if told[name] < 1]
+    told = {name: number for name, number in told.items() if number is not None}
+    problems = [f"{_option(name)} is {told[name]}, but must be at least 1." for name in COUNTS if told.get(name, 1) < 1]
     problems += [
         f"{_option(name)} is {told[name]:g}, but must be a number, at least 0."
         for name in AMOUNTS
-        if not 0 <= told[name] < math.inf
+        if not 0 <= told.get(name, 0) < math.inf
     ]
     problems += [
         f"{_option(name)} is {told[name]:g}, but must be a number above 0."
         for name in ABOVE_NOTHING
-        if told[name] is not None and not 0 < told[name] < math.inf
+        if not 0 < told.get(name, 1) < math.inf
     ]
+    if WIDEST < arguments.spread < math.inf:
+        problems.append(f"--spread is {arguments.spread:g}, but must be at most {WIDEST:g}.")
     if arguments.drafted is not None and not 0 <= arguments.drafted < 1:
         problems.append(f"--drafted is {arguments.drafted}, but must be at least 0 and below 1.")
     if arguments.gpu in GPUS and arguments.spare >= GPUS[arguments.gpu].memory_gib:
         problems.append(
             f"--spare is {arguments.spare:g}, but {arguments.gpu} has {GPUS[arguments.gpu].memory_gib} GiB."
         )
-    rows = arguments.prompts * arguments.samples
-    if not is_run and arguments.screen is None and rows < arguments.steps:
-        problems.append(f"--steps is {arguments.steps}, but {rows} rollouts cannot be shared out among more than that.")
-    if is_run:
-        problems += [
-            f"{_option(name)} stands in the run's own file; set {key}=... instead."
-            for name, (default, key) in IN_THE_FILE.items()
-            if getattr(arguments, name) != default
-        ]
+    problems += _misplaced(arguments) if is_run else _unplaced(arguments)
     if problems:
         raise SpecError(problems)
+
+
+def _misplaced(arguments: argparse.Namespace) -> list[str]:
+    """What stands in a run's own file."""
+    keys = {name: key for name, key in IN_THE_FILE.items() if name != "ahead"} | IDEAS
+    problems = [
+        f"{_option(name)} stands in the run's own file; set {key.format(sampler='uniform')}=... instead."
+        for name, key in keys.items()
+        if getattr(arguments, name) not in (None, False)
+    ]
+    if arguments.config:
+        problems.append("--config is for a model; a run's YAML file is a configuration itself.")
+    return problems
+
+
+def _unplaced(arguments: argparse.Namespace) -> list[str]:
+    """What only a run has."""
+    problems = []
+    if arguments.sizes:
+        problems.append("--sizes is for a run's YAML file; a model is planned with its own config.json.")
+    if arguments.settings:
+        first = arguments.settings[0]
+        problems.append(f"'{first}' is a setting of a run; name its YAML file instead of a model.")
+    return problems
 
 
 def _option(name: str) -> str:

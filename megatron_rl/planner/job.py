@@ -37,6 +37,8 @@ class Job:
     samples: int
     lengths: Lengths
     prompt_tokens: int = 256
+    longest_prompt: int = 0
+    """Most tokens of a prompt; where that is less than their mean, as many as that."""
     optimizer_steps: int = 1
     epochs: int = 1
     scores: int = 1
@@ -64,7 +66,7 @@ class Job:
     @property
     def longest(self) -> int:
         """Most tokens of a prompt with its response, the last of which is never computed."""
-        return self.prompt_tokens + self.lengths.most - 1
+        return max(self.prompt_tokens, self.longest_prompt) + self.lengths.most - 1
 
     @property
     def tokens(self) -> float:

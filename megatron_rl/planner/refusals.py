@@ -11,7 +11,7 @@ from megatron_rl.spec.schema import SpecError
 
 def check(setup: Setup, choice: Choice) -> None:
     """SpecError where the model cannot be cut so, the GPUs cannot compute so, or the machines are too few."""
-    check_precision(setup)
+    check_setup(setup)
     try:
         fit.check(setup.architecture, choice.actor)
         lora.check(choice.actor.lora, setup.architecture, choice.actor)
@@ -23,15 +23,41 @@ def check(setup: Setup, choice: Choice) -> None:
             f"{shape.heads} attention heads and {shape.kv_heads} key-value heads cannot be shared out over "
             f"rollout.vllm.tp = {tp}; take one that divides the former, and is a multiple or a divisor of the latter."
         )
+    if setup.sleeps and choice.placement == "split":
+        raise SpecError(
+            "engines that sleep make room for the actor, which cluster.placement 'split' keeps on other GPUs; leave "
+            "one of them out."
+        )
+    if choice.actor.update.microbatch_tokens < setup.job.longest:
+        raise SpecError(
+            f"actor.update.microbatch_tokens is {choice.actor.update.microbatch_tokens}, but a prompt and its response "
+            f"may have {setup.job.longest} tokens together; raise it, or lower data.max_prompt_tokens or "
+            "sampling.max_tokens."
+        )
     _check_gpus(setup.cluster, choice)
     _check_groups(setup.cluster, choice.engines)
 
 
-def check_precision(setup: Setup) -> None:
-    """SpecError where the GPU has no units for what is asked for."""
-    gpu = setup.cluster.gpu
+def check_setup(setup: Setup) -> None:
+    """SpecError where no cut could help: the GPU lacks units, a response outgrows the model, the step cannot be."""
+    gpu, job, context = setup.cluster.gpu, setup.job, setup.architecture.context
     if setup.actor.precision.compute == "fp8" and gpu.fp8 == gpu.bf16:
         raise SpecError(f"{gpu.name} has no FP8 units; take bf16, or another GPU.")
+    if job.prompt_tokens + job.lengths.most > context:
+        raise SpecError(
+            f"responses of {job.lengths.most} tokens after prompts of {job.prompt_tokens} are longer than the model's "
+            f"context of {context}; lower sampling.max_tokens to at most {max(0, context - job.prompt_tokens)}."
+        )
+    if job.rows < job.optimizer_steps:
+        raise SpecError(
+            f"{job.optimizer_steps} optimizer steps are asked for, but {job.rows} rollouts cannot be shared out among "
+            "more than that."
+        )
+    if setup.sleeps and job.ahead:
+        raise SpecError(
+            "engines that sleep give memory back while the actor learns, and with schedule.ahead they write then; "
+            "leave one of them out."
+        )
 
 
 def can_share(kv_heads: int, tp: int) -> bool:

@@ -82,10 +82,14 @@ def overrides(setup: Setup, one: Forecast) -> list[str]:
     """The choice as settings of a run."""
     actor, engines = one.choice.actor, one.choice.engines
     keys = [f"actor.{name}={getattr(actor, name)}" for name in CUT]
-    if actor.stage_layers:
+    if actor.stage_layers != setup.actor.stage_layers:
         keys.append(f"actor.stage_layers=[{','.join(map(str, actor.stage_layers))}]")
     keys.append(f"actor.update.microbatch_tokens={actor.update.microbatch_tokens}")
     keys.append(f"actor.recompute.granularity={actor.recompute.granularity}")
+    if actor.recompute.layers != setup.actor.recompute.layers:
+        keys.append(f"actor.recompute.layers={actor.recompute.layers}")
+    if actor.recompute.modules != setup.actor.recompute.modules:
+        keys.append(f"actor.recompute.modules=[{','.join(actor.recompute.modules)}]")
     keys += [f"rollout.vllm.tp={engines.tp}", f"rollout.vllm.replicas={engines.replicas}"]
     keys.append(f"rollout.vllm.memory_share={memory_share(setup, one)}")
     if setup.sleeps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from megatron_rl.actor.architecture import describe
@@ -29,8 +30,6 @@ class Guess(NamedTuple):
     drafted: float = 0.5
     """Of a response's tokens, where drafts are reused at all."""
     judging: Judging = Judging()
-    ahead: int = 0
-    """Where the run does not say it."""
 
 
 def lengths(most: int, guess: Guess) -> Lengths:
@@ -53,10 +52,14 @@ def of_run(spec: RunSpec, cluster: Cluster, guess: Guess | None = None) -> tuple
         _number(rollout, key, default) for key, default in (("tp", 1), ("replicas", 1), ("rows", 256))
     )
     engines = Engines(tp, replicas, rows, float(share))
+    architecture = describe(read_model_config(spec))
+    job = _job(spec, actor, guess or Guess())
+    most_prompt = _number(spec.settings["data"].values, "max_prompt_tokens", 0)
     setup = Setup(
-        architecture=describe(read_model_config(spec)),
+        architecture=architecture,
         cluster=cluster,
-        job=_job(spec, actor, guess or Guess()),
+        # A response is cut short where the model's context ends.
+        job=replace(job, longest_prompt=min(most_prompt, architecture.context - job.lengths.most)),
         actor=actor,
         sleeps=rollout.get("sleep") is True,
     )
@@ -81,7 +84,7 @@ def _job(spec: RunSpec, actor: ActorSettings, guess: Guess) -> Job:
         judging=guess.judging,
         screen=screen,
         drafted=guess.drafted if "drafts.reuse" in stages else 0.0,
-        ahead=guess.ahead or _number(spec.settings["schedule"].values, "ahead", 0),
+        ahead=_number(spec.settings["schedule"].values, "ahead", 0),
     )
 
 

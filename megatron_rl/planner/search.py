@@ -14,7 +14,7 @@ from megatron_rl.planner.decoding import Wave, wave
 from megatron_rl.planner.hardware import GIB
 from megatron_rl.planner.job import Choice, Engines, Placement, Setup
 from megatron_rl.planner.memory import Footprint, Learning, elements, engine_weights, footprint, fullest_of
-from megatron_rl.planner.refusals import can_share, check, check_precision
+from megatron_rl.planner.refusals import can_share, check, check_setup
 from megatron_rl.planner.step import Forecast, forecast, rough_seconds, write
 from megatron_rl.planner.syncing import rough, sync
 from megatron_rl.reshard.layout import LayoutError
@@ -53,7 +53,7 @@ def predict(setup: Setup, choice: Choice) -> Forecast:
 
 def search(setup: Setup, best: int = 5) -> tuple[Forecast, ...]:
     """The fastest choices, their syncs planned to the byte; SpecError says why where there is none."""
-    check_precision(setup)
+    check_setup(setup)
     refused: list[_Refused] = []
     for cp in CONTEXTS:
         rated, problems = _rated(setup, cp)

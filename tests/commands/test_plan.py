@@ -1,4 +1,5 @@
 import json
+import shlex
 import subprocess
 import sys
 
@@ -19,18 +20,53 @@ def test_a_model_is_answered_with_layouts_and_the_line_that_starts_the_first(mod
     assert main(["plan", model, "--nodes", "4", "--best", "3", "--max-tokens", "8192"]) == DONE
     lines = capsys.readouterr().out.splitlines()
     assert [line[0] for line in lines if line[:1].isdigit() and "tp=" in line] == ["1", "2", "3"]
-    assert lines[-1].startswith("sbatch --nodes 4 --gpus-per-node 8 slurm/train.sbatch configs/grpo.yaml actor.tp=")
+    assert lines[-1].startswith(
+        "sbatch --nodes 4 --gpus-per-node 8 slurm/train.sbatch configs/rloo.yaml "
+        f"model.folder={model} sampling.max_tokens=8192 actor.tp="
+    )
 
 
-def test_the_file_itself_is_a_model_too_and_every_method_can_be_asked_for(model, capsys):
-    for more in (
-        ["--screen", "64:4:20"],
-        ["--drafted", "0.6"],
-        ["--ahead", "1"],
-        ["--critic", "--reference", "device"],
-    ):
-        assert main(["plan", f"{model}/config.json", "--nodes", "2", *more]) == DONE
-    assert "drafts" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("asked", "config"),
+    [
+        (["--prompts", "64", "--samples", "4", "--steps", "2", "--precision", "fp8"], "rloo"),
+        (["--max-tokens", "2048", "--sleep"], "rloo"),
+        (["--reference", "device"], "grpo"),
+        (["--screen", "32:4:20"], "speed"),
+        (["--drafted", "0.6"], "spec_rl"),
+        (["--ahead", "1"], "grpo_asynchronous"),
+        (["--critic"], "ppo"),
+        (["--steps", "2", "--config", "configs/jspo.yaml"], "jspo"),
+    ],
+)
+def test_the_line_that_a_model_is_answered_with_starts_what_was_planned(model, capsys, asked, config):
+    machines = ["--nodes", "2", "--gpu", "h200"]
+    assert main(["plan", f"{model}/config.json", *machines, *asked]) == DONE
+    planned = capsys.readouterr().out.splitlines()
+    words = shlex.split(planned[-1])
+    line = words[words.index("slurm/train.sbatch") + 1 :]
+    assert line[0] == f"configs/{config}.yaml"
+    drafted = asked if "--drafted" in asked else []
+    assert main(["plan", *line, *machines, *drafted]) == DONE
+    again = capsys.readouterr().out.splitlines()
+    assert again[:3] == planned[:3]
+    learning = [next(text for text in said if text.startswith("memory, learning")) for said in (planned, again)]
+    assert learning[0] == learning[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        ("configs/grpo_asynchronous.yaml", []),
+        ("configs/grpo.yaml", ["rollout=embedded"]),
+        ("configs/grpo.yaml", ["actor.pp=4", "actor.stage_layers=[8,10,10,8]", "actor.recompute.layers=2"]),
+        ("configs/grpo.yaml", ["--sleep"]),
+    ],
+)
+def test_a_search_starts_what_it_found_whatever_the_file_says_of_layouts(model, capsys, config, settings):
+    assert main(["plan", config, f"model.folder={model}", *settings, "--search", "--nodes", "2"]) == DONE
+    planned = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert main(["plan", *planned[planned.index(config) :], "--nodes", "2"]) == DONE
 
 
 def test_a_run_is_predicted_as_it_is_or_searched_around(model, capsys):
@@ -63,7 +99,19 @@ def test_a_run_is_planned_before_its_model_is_downloaded(model, capsys):
         (["MODEL", "--mean-tokens", "nan"], "--mean-tokens is nan"),
         (["MODEL", "--mean-tokens", "0"], "--mean-tokens is 0"),
         (["MODEL", "--spare", "80"], "--spare is 80, but h100 has 79.6 GiB"),
-        (["MODEL", "--steps", "2000"], "--steps is 2000, but 1024 rollouts"),
+        (["MODEL", "--steps", "2000"], "2000 optimizer steps are asked for, but 1024 rollouts"),
+        (["MODEL", "--spread", "1000"], "--spread is 1000, but must be at most 10"),
+        (["MODEL", "--samples", "1000000000"], "are too many to plan"),
+        (["MODEL", "--max-tokens", "50000"], "longer than the model's context of 40960"),
+        (["MODEL", "--ahead", "1", "--sleep"], "with schedule.ahead they write then"),
+        (["MODEL", "--ahead", "1", "--critic"], "--critic is configs/ppo.yaml's and --ahead is configs/grpo_asy"),
+        (["MODEL", "--critic", "--config", "configs/rloo.yaml"], "but configs/rloo.yaml has none"),
+        (["MODEL", "--config", "configs/none.yaml"], "configs/none.yaml: there is no such file"),
+        (["configs/grpo.yaml", "--sizes", "MODEL", "--config", "configs/rloo.yaml"], "--config is for a model"),
+        (["configs/grpo.yaml", "--sizes", "MODEL", "--sleep", "schedule.ahead=1"], "schedule.ahead"),
+        (["configs/grpo_asynchronous.yaml", "model.folder=MODEL", "--sleep", "--ahead", "0"], "'split' keeps on other"),
+        (["configs/grpo.yaml", "--sizes", "MODEL", "rollout=embedded", "--sleep"], "'rollout' has no key 'vllm'"),
+        (["configs/grpo.yaml", "--sizes", "MODEL", "actor.update.microbatch_tokens=99"], "may have 4095 tokens"),
         (["MODEL", "--screen", "64:4:-2"], "each of its numbers must be at least 1"),
         (["configs/grpo.yaml", "--sizes", "MODEL", "--prompts", "5"], "set sampler.uniform.prompts=... instead"),
         (["configs/grpo.yaml", "--sizes", "MODEL", "--critic"], "--critic stands in the run's own file; set learn="),
@@ -73,8 +121,15 @@ def test_a_run_is_planned_before_its_model_is_downloaded(model, capsys):
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(model, capsys, arguments, said):
-    assert main(["plan", *(model if word == "MODEL" else word for word in arguments)]) == WRONG
+    assert main(["plan", *(word.replace("MODEL", model) for word in arguments)]) == WRONG
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["MODEL", "configs/grpo.yaml"])
+def test_an_option_that_there_is_not_is_no_setting(model, capsys, what):
+    with pytest.raises(SystemExit, match=str(WRONG)):
+        main(["plan", what.replace("MODEL", model), "--frob"])
+    assert "there is no option --frob" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", [json.dumps({**QWEN3_8B, "hidden_size": 0}), "[" * 100_000])

@@ -59,7 +59,7 @@ def test_a_thousand_gpus_are_planned_whole(config):
 
 
 def test_ranks_share_sequences_that_no_cut_fits_whole():
-    asked = setup(QWEN3_8B, 2)
+    asked = setup({**QWEN3_8B, "max_position_embeddings": 2**20}, 2)
     endless = replace(asked, job=Job(prompts=32, samples=8, lengths=Lengths(mean=131072, most=524288)))
     first, *_ = search(endless)
     actor = first.choice.actor
