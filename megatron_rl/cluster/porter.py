@@ -32,6 +32,8 @@ START_S: Final = 120.0
 """How long a machine may take to start a process and to connect it."""
 ANSWER_S: Final = 30.0
 """How long it may take to say how the process is."""
+REACH_S: Final = 5.0
+"""How long a machine on which a process ends may take to say anything: one that is lost is waited for no longer."""
 PROOF_S: Final = 5.0
 """How long whoever connects may take to prove who it is."""
 GONE: Final = -int(signal.SIGKILL)
@@ -90,7 +92,8 @@ class Distant(NamedTuple):
     def wait(self, timeout: float | None = None) -> int:
         """Its exit status; subprocess.TimeoutExpired where it has none by then."""
         asked = ANSWER_S if timeout is None else timeout
-        status = _asked(self.porter.wait.remote(asked), asked + ANSWER_S)
+        sign, status_ref = self.porter.poll.remote(), self.porter.wait.remote(asked)
+        status = _asked(status_ref, asked + ANSWER_S) if _comes(sign) else GONE
         if status is None:
             raise subprocess.TimeoutExpired(f"process {self.pid}", asked)
         return status
@@ -126,9 +129,11 @@ class Away(NamedTuple):
         return Distant(self.porter, pid), line
 
     def end(self, process: object, end: End) -> None:
-        """Returns when nothing is left of it; a machine that is gone has ended it."""
+        """Returns when nothing is left of it; a machine that is gone has ended it, or does when it misses its line."""
         assert isinstance(process, Distant), "it was started there"
-        _asked(self.porter.end.remote(end))
+        sign, ended = self.porter.poll.remote(), self.porter.end.remote(end)
+        if _comes(sign):
+            _asked(ended)
 
 
 def admitted(door: socket.socket, token: bytes, is_over: Callable[[], bool]) -> socket.socket | None:
@@ -168,6 +173,10 @@ def _proves(line: socket.socket, token: bytes) -> bool:
     except OSError:
         return False
     return hmac.compare_digest(came, token)
+
+
+def _comes(sign: ray.ObjectRef) -> bool:
+    return bool(ray.wait([sign], timeout=REACH_S)[0])
 
 
 def _asked(ref: ray.ObjectRef, timeout_s: float = ANSWER_S) -> int | None:

@@ -6,6 +6,7 @@ import select
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -158,12 +159,10 @@ class Fleet:
             self.delivery.give_up()
         for berth in self.berths:
             berth.group.part()
-        ends = time.monotonic() + OWN_S
-        for berth in self.berths:
-            if berth.group.is_ready:
-                berth.group.close(max(0.0, ends - time.monotonic()))
-            else:
-                berth.group.kill()
+        # Side by side, since each on a machine that is lost takes a while to be given up.
+        with ThreadPoolExecutor(max(1, len(self.berths))) as beside:
+            for ended in [beside.submit(_end, berth.group) for berth in self.berths]:
+                ended.result()
         self._forget_delivery()
         self._sweep()
         self.berths.clear()
@@ -269,6 +268,13 @@ class Fleet:
         if self._given_up is not None:
             self._given_up.sweep()
         self._given_up = None
+
+
+def _end(group: Group) -> None:
+    if group.is_ready:
+        group.close(OWN_S)
+    else:
+        group.kill()
 
 
 def _received(berth: Berth, version: int) -> list[SyncReport] | None:

@@ -1,3 +1,5 @@
+import os
+import signal
 import socket
 import subprocess
 import threading
@@ -7,6 +9,7 @@ import psutil
 import pytest
 import ray
 
+from megatron_rl.cluster import porter
 from megatron_rl.cluster.porter import Away, MachineLost, admitted
 from tests.cluster.errands import greet, kill, refuse
 
@@ -51,6 +54,21 @@ def test_a_machine_that_is_gone_has_ended_its_process_and_starts_no_other(away):
     line.close()
     psutil.wait_procs([one for one in psutil.process_iter() if one.pid == process.pid], timeout=20)
     assert not psutil.pid_exists(process.pid)
+
+
+def test_a_machine_that_falls_silent_is_given_up_and_ends_its_process_once_it_is_back(away, monkeypatch):
+    monkeypatch.setattr(porter, "REACH_S", 0.2)
+    process, line = away.start("group 1", greet)
+    host = ray.get(away.porter.__ray_call__.remote(lambda _: os.getpid()))
+    os.kill(host, signal.SIGSTOP)
+    try:
+        assert process.wait(0.5) == porter.GONE
+        away.end(process, kill)
+        assert psutil.pid_exists(process.pid)
+    finally:
+        os.kill(host, signal.SIGCONT)
+    assert line.recv(16) == b"hello\n"
+    assert line.recv(16) == b""
 
 
 def test_only_who_has_the_token_is_let_in():
