@@ -62,6 +62,9 @@ def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
     folder = run.folder / run.name
     tokenizer = load_tokenizer(model.folder)
     prompts = prompts_of("train", data.train, tokenizer, data)
+    if not is_value_run:
+        context = describe(weights.read_config(model.folder)).context
+        _check_room(min(prompts.longest + sampling.max_tokens, context) - 1, actor_settings.update.microbatch_tokens)
     if data.values is not None and not is_value_run:
         prompts = prompts.with_values(read_values(data.values, value_fingerprint(spec)), data.solvable)
     engine = _engine(spec, tokenizer)
@@ -237,6 +240,15 @@ def prompts_of(key: str, files: tuple[Path, ...], tokenizer: Tokenizer, data: Da
     if found.omitted != Omitted():
         print(f"data.{key}: {len(found)} prompts, {found.omitted}", file=sys.stderr)
     return found
+
+
+def _check_room(longest: int, room: int) -> None:
+    """A run that would break down at its first long response, hours from now, does not begin."""
+    if longest > room:
+        raise SpecError(
+            f"actor.update.microbatch_tokens is {room}, but the longest prompt and its response may have {longest} "
+            "tokens together; raise it, or lower data.max_prompt_tokens or sampling.max_tokens."
+        )
 
 
 def _piece(tokenizer: Tokenizer) -> Callable[[int], str]:

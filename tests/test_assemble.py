@@ -72,6 +72,15 @@ def test_values_belong_to_what_a_model_holds_wherever_it_lies(data, tmp_path):  
     assert value_fingerprint(spec(data, tmp_path, f"model.folder={moved}"))["tokenizer"] != here["tokenizer"]
 
 
+def test_a_run_whose_longest_response_fits_no_micro_batch_does_not_begin(data, tmp_path):  # noqa: F811
+    room = "sampling.max_tokens=40"
+    with pytest.raises(
+        SpecError, match=r"microbatch_tokens is 16, but the longest prompt and its response may have \d+"
+    ):
+        assemble(spec(data, tmp_path, room, "actor.update.microbatch_tokens=16"))
+    close(assemble(spec(data, tmp_path, room, "actor.update.microbatch_tokens=64")), "finished")
+
+
 def test_rows_that_are_left_out_are_told(data, tmp_path, capsys):  # noqa: F811
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "1 + 1", "label": "2"}\n{"prompt": "1 + 2"}\n')

@@ -148,6 +148,11 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return int(self._batch.ragged(PROMPT_TOKENS).length_B.max())
+
     def take(self, index: Sequence[int]) -> Batch:
         return self._batch.take(torch.tensor(list(index), dtype=torch.int64))
 

@@ -61,6 +61,7 @@ def test_longer_prompts_are_left_out_and_counted(tmp_path, tokenizer):
         max_prompt_tokens=2,
     )
     assert found.take([0]).strings(PROMPT_TEXT) == ["b"]
+    assert found.longest == 1
     assert found.omitted.too_long == 1
 
 
