@@ -88,6 +88,7 @@ RULES = (
         r"megatron-rl train configs/\w+\.yaml", test="tests/test_configs.py::test_it_trains_and_a_stop_changes_nothing"
     ),
     Rule(r"megatron-rl values .*", test="tests/commands/test_values.py::test_every_prompt_is_valued_once"),
+    Rule(r"megatron-rl verify-resume \S+ --steps 50", here="verifies"),
     Rule(
         r"megatron-rl verify-resume .*",
         test="tests/commands/test_verify_resume.py::test_a_sound_run_is_proved_and_its_scratch_removed",
@@ -100,6 +101,7 @@ RULES = (
     Rule(r"sbatch .*slurm/\w+\.sbatch .*", here="rehearses_a_job", needs="cluster"),
     Rule(r"bash slurm/\w+\.sbatch .* --dry-run", here="rehearses_a_job"),
     Rule(r"sbatch --export|slurm/attach\.sh JOB", needs="cluster|inside the job"),
+    Rule(r"python tools/tiny_recipe\.py examples/Qwen3-4B/.*", here="runs_a_recipe_tiny"),
     Rule(
         r"python tools/tiny_recipe\.py .*",
         test="tests/tools/test_tiny_recipe.py::test_it_trains_two_steps_that_are_right_now_and_then",

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from examples.quickstart import prepare
+from megatron_rl import rehearsal
 from megatron_rl.assemble import prompts_of
 from megatron_rl.cli import main
 from megatron_rl.data.prompts import DataSettings
@@ -25,6 +26,8 @@ from megatron_rl.data.tokenizer import load_tokenizer
 from tests.data.test_published import ROWS, VERL_ROW
 from tests.documentation import HOME, RULES, Rule, commands, rule_of
 from tests.test_configs import SMALL
+from tests.test_rehearsal import here
+from tools import tiny_recipe
 
 COMMANDS = list(commands())
 TINY = (
@@ -32,7 +35,12 @@ TINY = (
     *("reward=tests.fakes.lucky:score", "judge.processes=1", "actor.update.microbatch_tokens=2048"),
 )
 SMALLER = {"TRAIN": 12, "HELD_OUT": 4, "DEMONSTRATIONS": 40}
-OURS = {"runs/jspo": "runs/quickstart", "RUN": "runs/quickstart", "FOLDER": "exported", "step_000200": "step_000002"}
+OURS = {
+    "runs/(jspo|NAME)": "runs/quickstart",
+    "RUN": "runs/quickstart",
+    "FOLDER": "exported",
+    "step_000200": "step_000002",
+}
 FIRST = (
     "make quickstart",
     "megatron-rl train configs/speed.yaml extends=base/toy.yaml",
@@ -131,7 +139,9 @@ def runs(words: str, patch: pytest.MonkeyPatch, *more: str) -> None:
     """A command of ours, on the runs that there are."""
     for said, ours in OURS.items():
         words = re.sub(rf"(?<![\w/]){said}(?!\w)|{said}(?=/)", ours, words)
-    words = re.sub(r"--step 50|(?<=quickstart) 12\b", lambda told: told[0].replace("50", "2").replace("12", "2"), words)
+    words = re.sub(
+        r"--steps? 50|(?<=quickstart) 12\b", lambda told: told[0].replace("50", "2").replace("12", "2"), words
+    )
     words = re.sub(r"--like \S+", "--like runs/quickstart-data/model", words)
     program, *arguments = shlex.split(words)
     assert program == "megatron-rl"
@@ -193,6 +203,16 @@ def rehearses_a_job(words: str, patch: pytest.MonkeyPatch) -> None:
     assert f"megatron-rl {shlex.join([command, *given[script + 1 :]])}" in told.splitlines()[-1]
 
 
+def verifies(words: str, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rehearsal, "by_command", lambda config, settings, _: here(config, *settings))
+    runs(words, patch)
+
+
+def runs_a_recipe_tiny(words: str, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(sys, "argv", shlex.split(words)[1:])
+    assert tiny_recipe.main() == 0
+
+
 def measures_lagging(words: str, patch: pytest.MonkeyPatch) -> None:
     small = ("--steps", "1", "--rounds", "1", *TINY, *SMALL["uniform"])
     process([sys.executable, *shlex.split(words)[1:], *small], cwd=Path.cwd())
@@ -224,6 +244,6 @@ HERE = {
     each.__name__: each
     for each in (
         *(runs, helps, trains, trains_with_vllm, plans, converts_data, copies, rehearses_a_job, measures_lagging),
-        *(makes_the_quickstart, is_what_integration_runs),
+        *(verifies, runs_a_recipe_tiny, makes_the_quickstart, is_what_integration_runs),
     )
 }
