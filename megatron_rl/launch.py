@@ -8,12 +8,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
 import yaml
 
 from megatron_rl import loop
+from megatron_rl.actor.parallel import Parallel
 from megatron_rl.assemble import assemble, close, environment, plain_difference, value_fingerprint
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import ERROR, PROMPT_ID, REWARD, STATUS
@@ -26,7 +28,7 @@ from megatron_rl.spec.describe import as_yaml
 from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError
 
-CUT = tuple(f"actor.{name}" for name in ("tp", "pp", "vpp", "dp", "ep", "sequence_parallel", "stage_layers"))
+CUT = tuple(f"actor.{field.name}" for field in fields(Parallel))
 """How the actor is cut over ranks: parameters and moments are the same at any other, last bits of a step are not."""
 SCHEDULE = tuple(f"schedule.{name}" for name in ("steps", "save_every", "keep", "evaluate_every", "max_waves"))
 """When a run ends, saves and measures; `schedule.ahead` says which weights write what."""

@@ -129,6 +129,13 @@ def test_a_folder_begun_with_other_settings_is_not_taken_up(data, tmp_path):
         launch.train(spec(data, tmp_path, "sampling.temperature=0.5"))
 
 
+def test_how_the_actor_is_cut_may_change_whichever_way_that_is():
+    began = {"run": {}, "actor": {"tp": 1, "cp": 1, "stage_layers": []}, "schedule": {"ahead": 0, "steps": 1}}
+    now = {"run": {}, "actor": {"tp": 2, "cp": 2, "stage_layers": [1, 1]}, "schedule": {"ahead": 1, "steps": 2}}
+    changed = launch.plain_difference(began, now)
+    assert [key for key in changed if not key.startswith(launch.MAY_CHANGE)] == ["schedule.ahead"]
+
+
 def test_what_broke_a_run_is_told_until_it_is_taken_up_again(data, tmp_path, monkeypatch):
     def breaks(_: object) -> None:
         raise RuntimeError("the grader is on strike")
