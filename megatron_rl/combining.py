@@ -10,7 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from megatron_rl.batch.columns import ADVANTAGE, DICTIONARY, REFERENCE_REWARDS, REWARD, SAMPLER_LOGPROBS, Column
+from megatron_rl.batch.columns import (
+    ADVANTAGE,
+    DICTIONARY,
+    PREFIX,
+    REFERENCE_REWARDS,
+    REWARD,
+    SAMPLER_LOGPROBS,
+    TOKENS,
+    Column,
+)
 from megatron_rl.pipeline import slot_of
 from megatron_rl.ports import Objective, Sampler, Stage
 
@@ -36,6 +45,7 @@ def check_combination(chosen: Chosen) -> list[str]:
     return [
         *_disagreements((sampler, *collect, *learn, objective)),
         *_overwritten((*collect, *learn)),
+        *_too_late((*collect, *learn)),
         *_unused(learn, objective),
         *_shaped((*collect, *learn)),
         *_too_few(sampler, objective),
@@ -68,6 +78,16 @@ def check_sleep(chosen: Chosen, *, ahead: bool, split: bool) -> list[str]:
             "one of them out."
         )
     return problems
+
+
+def check_laws(chosen: Chosen) -> list[str]:
+    """One sentence for each stage that asks for next-token laws, where the engine shows none."""
+    return [
+        f"'{name}' asks the engine for next-token laws, which vLLM does not show; set rollout to embedded, or leave "
+        "its `laws` at null."
+        for name, stage in chosen.collect
+        if getattr(stage, "needs_laws", False)
+    ]
 
 
 def _busy(chain: str, stages: Sequence[tuple[str, Stage]], machines: Sequence[str], why: str) -> Iterator[str]:
@@ -130,6 +150,15 @@ def _overwritten(stages: Sequence[tuple[str, Stage]]) -> Iterator[str]:
                     "between them reads it; keep one."
                 )
             unread[column.name] = name
+
+
+def _too_late(stages: Sequence[tuple[str, Stage]]) -> Iterator[str]:
+    """What responses begin with, after they were written."""
+    wrote = ""
+    for name, stage in stages:
+        if wrote and PREFIX in stage.writes:
+            yield f"'{name}' writes what responses begin with, and '{wrote}' has written them before; put it first."
+        wrote = name if TOKENS in stage.writes else wrote
 
 
 def _unused(learn: Sequence[tuple[str, Stage]], objective: tuple[str, Objective]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
 from megatron_rl.batch.columns import REFERENCE_REWARDS
-from megatron_rl.combining import Chosen, check_ahead, check_combination, check_sleep
+from megatron_rl.combining import Chosen, check_ahead, check_combination, check_laws, check_sleep
 from megatron_rl.pipeline import check_wiring
 from megatron_rl.ports import Sampler, Stage
 from megatron_rl.spec.resolve import build
@@ -58,6 +58,8 @@ def read_ideas(spec: RunSpec) -> Ideas:
     problems += check_combination(chosen)
     if spec.settings["schedule"].values["ahead"]:
         problems += check_ahead(chosen)
+    if spec.choices["rollout"].name == "vllm":
+        problems += check_laws(chosen)
     if spec.choices["rollout"].values.get("sleep"):
         split = spec.settings["cluster"].values["placement"] == "split"
         problems += check_sleep(chosen, ahead=bool(spec.settings["schedule"].values["ahead"]), split=split)

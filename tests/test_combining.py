@@ -5,15 +5,18 @@ from megatron_rl.batch.columns import (
     BASELINE,
     KEPT,
     OPTIMAL_VALUE,
+    PREFIX,
     REFERENCE_REWARDS,
     REWARD,
     SAMPLER_LOGPROBS,
     SPREAD,
+    TOKENS,
     Column,
 )
-from megatron_rl.combining import Chosen, check_ahead, check_combination, check_sleep
+from megatron_rl.combining import Chosen, check_ahead, check_combination, check_laws, check_sleep
 from megatron_rl.objectives.rebel import Rebel
 from megatron_rl.samplers.uniform import Uniform
+from megatron_rl.stages.drafts.reuse import Reuse
 
 
 class Idea:
@@ -120,6 +123,22 @@ def test_rewards_of_a_value_run_are_not_compared_with_shaped_ones():
     assert check([values], collect=[judges], objective=regression) == []
     (problem,) = check([values], collect=[judges, shapes], objective=regression)
     assert "'values' compares rewards with those of the value run, which are not shaped, and 'shapes'" in problem
+
+
+def test_what_responses_begin_with_is_not_written_after_them():
+    drafts, writes = ("drafts", Idea(writes=(PREFIX,))), ("writes", Idea(writes=(TOKENS,)))
+    assert check([("advantage", ADVANTAGES)], collect=[drafts, writes]) == []
+    (problem,) = check([("advantage", ADVANTAGES)], collect=[writes, drafts])
+    assert problem == "'drafts' writes what responses begin with, and 'writes' has written them before; put it first."
+
+
+def test_next_token_laws_are_not_asked_of_an_engine_that_shows_none():
+    asks, plain = (
+        Chosen(UNIFORM, [("reuse", Reuse(log_lenience=0.0, laws=laws))], [], CORRECTED) for laws in (64, None)
+    )
+    assert check_laws(plain) == []
+    (problem,) = check_laws(asks)
+    assert problem.startswith("'reuse' asks the engine for next-token laws, which vLLM does not show")
 
 
 class Grades(Idea):

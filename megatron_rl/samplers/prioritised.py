@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import DRAW_ODDS, PROMPT_ID, REWARD
@@ -44,13 +44,13 @@ class Prioritised:
     """Prompts drawn a trip to the engine, where a filter drops some of them; none means `prompts`."""
     max_age: Annotated[int, Ge(0)] | None = None
     """Groups left over from a wave are dropped when more updates old than this: 0 is DAPO's, null keeps all."""
-    exponent: float = 0.6
+    exponent: Annotated[float, Ge(0)] = 0.6
     """How sharply draws follow priorities; 0 is uniform sampling."""
     scheme: Literal["average", "max", "last"] = "average"
     """How a group's advantages become its prompt's priority."""
-    eps: float = 1e-6
+    eps: Annotated[float, Gt(0)] = 1e-6
     """Added to every priority."""
-    floor: float = 0.05
+    floor: Annotated[float, Ge(0)] = 0.05
     """Least priority, as a share of the mean one, so that a prompt once dead is visited again."""
 
     def draw(self, memory: Memory, context: Context) -> tuple[Batch, Memory]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import DRAW_ODDS, LOSS_WEIGHT
@@ -16,7 +19,7 @@ class ImportanceWeight:
     reads = (DRAW_ODDS, LOSS_WEIGHT)
     writes = (LOSS_WEIGHT,)
 
-    beta: float = 0.4
+    beta: Annotated[float, Ge(0)] = 0.4
     """How much of the tilt is undone; 1 makes the weighted gradient unbiased, up to the common factor."""
 
     def __call__(self, batch: Batch, memory: None, context: Context) -> tuple[Batch, None]:

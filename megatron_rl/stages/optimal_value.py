@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import OPTIMAL_VALUE, REFERENCE_REWARDS, REWARD
@@ -17,7 +20,7 @@ class OptimalValue:
     reads = (REFERENCE_REWARDS, REWARD)
     writes = (OPTIMAL_VALUE,)
 
-    beta: float = 0.5
+    beta: Annotated[float, Ge(0)] = 0.5
     """How optimistic the target is: 0 takes the best reward, .inf the mean one."""
 
     def __call__(self, batch: Batch, memory: None, context: Context) -> tuple[Batch, None]:

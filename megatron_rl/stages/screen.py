@@ -41,6 +41,12 @@ class Screen:
     loss_rollouts: Literal["all", "continuation"] = "all"
     """'continuation' leaves screening rollouts out of the loss, for an unbiased gradient; baselines use all."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= 1:
+            raise ValueError(
+                f"screen: low is {self.low} and high is {self.high}; nothing passes unless 0 <= low < high <= 1"
+            )
+
     def __call__(self, batch: Batch, memory: Memory, context: Context) -> tuple[Batch, Memory]:
         state = dict(memory) if isinstance(memory, Mapping) else dict(NOTHING)
         is_screen_B, group_B = _is_screen(batch), batch.numbers(GROUP)

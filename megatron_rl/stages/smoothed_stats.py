@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import BASELINE, PROMPT_ID, REWARD, SPREAD
@@ -25,9 +26,9 @@ class SmoothedStats:
     reads = (REWARD, PROMPT_ID)
     writes = (BASELINE, SPREAD)
 
-    alpha: float | Literal["1/n"] = 0.99
+    alpha: Annotated[float, Ge(0), Le(1)] | Literal["1/n"] = 0.99
     """Weight of the new visit: 1 is GRPO, 0 freezes the first visit, '1/n' weighs all visits alike."""
-    eps: float = 1e-4
+    eps: Annotated[float, Gt(0)] = 1e-4
     """Added to the deviation."""
     deviation: Literal["updated", "previous"] = "updated"
     """Whether this visit's spread counts in the denominator."""

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from megatron_rl.batch.batch import Batch
@@ -20,6 +21,12 @@ def wave(phase, groups, correct):
             LOSS_MASK: [[1, 1]] * len(correct),
         }
     )
+
+
+@pytest.mark.parametrize("wrong", [{"low": 0.9, "high": 0.1}, {"low": -0.1}, {"high": 1.5}, {"low": 1.0}])
+def test_thresholds_that_nothing_passes_are_refused(wrong):
+    with pytest.raises(ValueError, match="nothing passes unless 0 <= low < high <= 1"):
+        Screen(**wrong)
 
 
 def test_only_mixed_prompts_wait_and_the_others_pass_marked_as_dropped():

@@ -17,6 +17,7 @@ class Value:
     reads = (PROMPT_TOKENS, TOKENS)
     writes = (VALUES,)
     uses: ClassVar[tuple[str, ...]] = ("critic",)
+    requires: ClassVar = {"critic.update": "a critic that never learns expects nothing"}
 
     def __call__(self, batch: Batch, memory: None, context: Context) -> tuple[Batch, None]:
         return batch.with_columns(values=context.critic.value(batch)), memory

@@ -117,6 +117,11 @@ class Reuse:
     def uses(self) -> tuple[str, ...]:
         return ("engine",) if self.side == "engine" else ("engine", "actor")
 
+    @property
+    def needs_laws(self) -> bool:
+        """Whether the engine is asked for next-token laws."""
+        return self.laws is not None
+
     def __call__(self, batch: Batch, memory: Memory, context: Context) -> tuple[Batch, Memory]:
         state = dict(memory) if isinstance(memory, Mapping) else dict(NOTHING)
         wave = state["waves"]
