@@ -42,9 +42,10 @@ class Screen:
     """'continuation' leaves screening rollouts out of the loss, for an unbiased gradient; baselines use all."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low < self.high <= 1:
+        if not (self.low < self.high and self.low < 1 and self.high > 0):
             raise ValueError(
-                f"screen: low is {self.low} and high is {self.high}; nothing passes unless 0 <= low < high <= 1"
+                f"screen: low is {self.low} and high is {self.high}, between which no pass rate lies; pass rates go "
+                "from 0 to 1, so low is below high and below 1, and high above 0"
             )
 
     def __call__(self, batch: Batch, memory: Memory, context: Context) -> tuple[Batch, Memory]:
