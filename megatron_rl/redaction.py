@@ -12,8 +12,9 @@ _SECRET_WORDS: Final = frozenset(
     ("token", "secret", "password", "passwd", "passphrase", "apikey", "key", "credential", "credentials")
 ) | frozenset(("auth", "authorization", "cookie", "pat"))
 _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# Logs may hold a line of megabytes: none of these looks at a character once for each character before it.
 _ASSIGNED: Final = re.compile(
-    r"""(?P<name>[\w.-]+)(?P<sign>["']?\s*[:=]\s*)(?P<value>"[^"\n]*"|'[^'\n]*'|[^\s,;}\]]+)"""
+    r"""(?<![\w.-])(?P<name>[\w.-]++)(?P<sign>["']?\s*[:=]\s*)(?P<value>"[^"\n]*"|'[^'\n]*'|[^\s,;}\]]+)"""
 )
 _PLAIN: Final = re.compile(r"""["']?(?:[-+]?[\d.]+(?:e[-+]?\d+)?|true|false|null|none)?["']?""", re.IGNORECASE)
 _LEAST: Final = 6
@@ -26,10 +27,10 @@ _LOOKS: Final = (
     re.compile(r"(?i)(?<=bearer )\S+"),
     re.compile(r"\b(?:hf|gh[pousr]|github_pat|glpat|xox[abprs]|sk|pk|rk)[-_][\w-]{12,}"),
     re.compile(r"\bAKIA[0-9A-Z]{12,}"),
-    re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*"),
-    re.compile(r"\b(?=[A-Za-z+=]*\d)(?=[\d+=]*[A-Za-z])[A-Za-z0-9+=]{32,}"),
+    re.compile(r"\beyJ(?:(?!\beyJ)[\w-])++\.[\w-]++\.[\w-]*"),
+    re.compile(r"\b(?=[A-Za-z+=]{0,64}\d)(?=[\d+=]{0,64}[A-Za-z])[A-Za-z0-9+=]{32,}"),
 )
-_MAIL: Final = re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+_MAIL: Final = re.compile(r"(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)+")
 _HOME: Final = re.compile(r"(?<![\w.])/(?:home|Users|users)/[^/\s\"':,]+|(?<![\w./])/root(?![\w.])")
 
 

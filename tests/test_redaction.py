@@ -55,3 +55,9 @@ def test_what_the_environment_holds_goes_wherever_it_stands():
     assert redact("sesame street, 1234, max, grace and root in /lustre/max/x with max_tokens of /lustre/maxi") == (
         f"{GONE}, 1234, [user], [user] and root in ~/x with max_tokens of /lustre/maxi"
     )
+
+
+@pytest.mark.parametrize("piece", ["a", "a.", "A+", "1a-", "eyJa-", "://", "a ", 'a="', "a@", "/home/"])
+def test_a_long_line_is_looked_through_once(piece):
+    text = piece * (200_000 // len(piece))
+    assert PLAIN(f"{text}\nHF_TOKEN=abc123").endswith(f"HF_TOKEN={GONE}")
