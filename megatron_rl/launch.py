@@ -21,8 +21,10 @@ from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import ERROR, PROMPT_ID, REWARD, STATUS
 from megatron_rl.budget import Budget
 from megatron_rl.checkpoint import CheckpointError
+from megatron_rl.commands.configuration import folder_of
 from megatron_rl.data.values import write_values
 from megatron_rl.evaluate import HeldOut
+from megatron_rl.occupancy import alone_in
 from megatron_rl.ports import Context
 from megatron_rl.spec.describe import as_yaml
 from megatron_rl.spec.run import RunSpec
@@ -40,6 +42,11 @@ MAY_CHANGE = (*SCHEDULE, "telemetry.", "evaluation.", "run.folder", "cluster.", 
 
 def train(spec: RunSpec, budget: Budget | None = None) -> str:
     """Trains to the end, from the folder's latest checkpoint where there is one; returns what stopped it before."""
+    with alone_in(folder_of(spec)):
+        return _train(spec, budget)
+
+
+def _train(spec: RunSpec, budget: Budget | None) -> str:
     try:
         with _at_signals(_end_now):
             run = assemble(spec)

@@ -19,6 +19,7 @@ from megatron_rl.data.arithmetic import Arithmetic
 from megatron_rl.data.prompt_file import write_prompts
 from megatron_rl.data.tiny_model import write_tiny_model
 from megatron_rl.diagnosis import first_failure
+from megatron_rl.occupancy import alone_in
 from megatron_rl.spec.load import load
 from megatron_rl.spec.schema import SpecError
 
@@ -152,3 +153,10 @@ def test_what_broke_a_run_is_told_until_it_is_taken_up_again(data, tmp_path, mon
 def test_a_signal_before_there_is_a_run_ends_the_command_at_once(monkeypatch):
     monkeypatch.setattr(launch, "assemble", lambda _: signal.raise_signal(signal.SIGTERM))
     assert launch.train(None) == "stopped by SIGTERM"
+
+
+def test_a_folder_that_another_process_trains_in_is_refused_before_anything_is_written(data, tmp_path):
+    run = tmp_path / "runs" / "run"
+    with alone_in(run), pytest.raises(SpecError, match="another process trains in"):
+        launch.train(spec(data, tmp_path / "runs"))
+    assert not run.exists()
