@@ -21,6 +21,11 @@ from megatron_rl.redaction import GONE, Redaction, is_secret
 
 HEAD_LINES: Final = 50
 TAIL_LINES: Final = 400
+LINE_CHARACTERS: Final = 20_000
+"""Of one line; a step's line of metrics has some thousand."""
+READ_BYTES: Final = 1 << 22
+"""Read at either end of a file."""
+LEFT_OUT: Final = "\n… what stood here is left out …\n".encode()
 TOLD_OF_ENVIRONMENT: Final = (
     *("SLURM_", "RAY_", "NCCL_", "CUDA_", "OMP_", "TORCH_", "PYTORCH_", "NVTE_", "VLLM_", "MEGATRON_", "GLOO_", "UCX_"),
     *("PYTHON", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONTAINER", "MOUNTS", "MAX_RESTARTS", "MARGIN_S"),
@@ -54,12 +59,14 @@ def gather(asked: Asked, redact: Redaction) -> dict[str, bytes]:
         "metrics.jsonl": "\n".join(metrics[-TAIL_LINES:]),
     }
     texts |= {name: "\n".join(_lines(run / name)) for name in ("spec.yaml", "environment.json")}
-    logs = sorted(path for path in (run / "logs").rglob("*.log") if not path.is_symlink())
+    logs = sorted((run / "logs").rglob("*.log"))
     texts |= {str(path.relative_to(run)): _ends(_lines(path)) for path in logs}
-    texts |= {f"logs/given/{number}_{path.name}": _ends(_lines(path)) for number, path in enumerate(asked.logs)}
-    members = {name: redact(text).encode() for name, text in texts.items() if text}
+    # Named by whoever asks, who may name a link.
+    given = {f"logs/given/{number}_{path.name}": path.resolve() for number, path in enumerate(asked.logs)}
+    texts |= {name: _ends(_lines(path)) for name, path in given.items()}
+    members = {name: _cut(redact(text)).encode() for name, text in texts.items() if text}
     if asked.rollouts:
-        kept = sorted((run / "rollouts").glob("step_*.parquet"))[-1:]
+        kept = sorted(path for path in (run / "rollouts").glob("step_*.parquet") if _is_plain(path))[-1:]
         members |= {str(path.relative_to(run)): path.read_bytes() for path in kept}
     return members
 
@@ -81,7 +88,7 @@ def _told(environment: Mapping[str, str]) -> Iterator[str]:
 
 def _checkpoints(root: Path) -> Iterator[str]:
     """Every file by name and size, and what `latest` says, without the digests."""
-    if (root / "latest").is_file():
+    if _is_plain(root / "latest"):
         yield f"latest: {(root / 'latest').read_text(errors='replace').partition(' ')[0]}"
     for folder in folders(root):
         for path in sorted(folder.rglob("*")):
@@ -96,8 +103,28 @@ def _last_step(metrics: list[str]) -> str:
     return json.dumps(json.loads(steps[-1]), indent=1) if steps else ""
 
 
+def _is_plain(path: Path) -> bool:
+    """A file that is itself there: where a run's folder holds a link, what it leads to is not the run's."""
+    return path.is_file() and not path.is_symlink()
+
+
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    """The lines of a file; of one of gigabytes those at either end that are whole."""
+    if not _is_plain(path):
+        return []
+    with path.open("rb") as stream:
+        content = stream.read(READ_BYTES)
+        if (size := path.stat().st_size) > 2 * READ_BYTES:
+            stream.seek(size - READ_BYTES)
+            content = content.rpartition(b"\n")[0] + LEFT_OUT + stream.read(READ_BYTES).partition(b"\n")[2]
+        else:
+            content += stream.read(READ_BYTES)
+    return content.decode("utf-8", errors="replace").splitlines()
+
+
+def _cut(text: str) -> str:
+    """Its lines as long as anyone reads; after redaction, which must see names and their secrets whole."""
+    return "\n".join(f"{line[:LINE_CHARACTERS]}…" if len(line) > LINE_CHARACTERS else line for line in text.split("\n"))
 
 
 def _ends(lines: list[str]) -> str:

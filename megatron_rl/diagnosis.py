@@ -33,7 +33,9 @@ def check_run(folder: Path) -> None:
 
 def first_failure(folder: Path) -> str:
     """The earliest traceback in the run's logs; without one, how far the run came and how it goes on."""
-    traces = sorted(trace for path in (folder / "logs").rglob("*.log") if (trace := _trace(path)) is not None)
+    traces = sorted(
+        trace for path in (folder / "logs").rglob("*.log") if path.is_file() and (trace := _trace(path)) is not None
+    )
     if traces:
         first = traces[0]
         others = f"; {len(traces) - 1} more followed" if len(traces) > 1 else ""
@@ -45,12 +47,12 @@ def first_failure(folder: Path) -> str:
 
 
 def _trace(path: Path) -> Trace | None:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     begun = False
-    for line in lines:
-        begun = begun or "Traceback (most recent call last)" in line
-        if begun and (found := END.match(line.strip())):
-            return Trace(path.stat().st_mtime, found.group(1), path)
+    with path.open(encoding="utf-8", errors="replace") as lines:  # of gigabytes, perhaps
+        for line in lines:
+            begun = begun or "Traceback (most recent call last)" in line
+            if begun and (found := END.match(line.strip())):
+                return Trace(path.stat().st_mtime, found.group(1), path)
     return None
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import yaml
 
@@ -25,7 +23,9 @@ from megatron_rl.commands.configuration import folder_of
 from megatron_rl.data.values import write_values
 from megatron_rl.evaluate import HeldOut
 from megatron_rl.occupancy import alone_in
+from megatron_rl.own_code import own_code, told
 from megatron_rl.ports import Context
+from megatron_rl.signals import listening
 from megatron_rl.spec.describe import as_yaml
 from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError
@@ -47,21 +47,29 @@ def train(spec: RunSpec, budget: Budget | None = None) -> str:
 
 
 def _train(spec: RunSpec, budget: Budget | None) -> str:
-    try:
-        with _at_signals(_end_now):
+    with listening(_end_now) as ear:
+        try:
             run = assemble(spec)
-    except _EndedEarly as ended:
-        return str(ended)
+        except (_EndedEarly, SystemExit):  # Ray leaves by the latter at a signal that comes while it starts
+            if not ear.heard():
+                raise
+            return ear.heard()
+        ear.stop = partial(setattr, run, "stopping")
+        run.stopping = ear.heard()
+        return _carry_out(run, spec, budget)
+
+
+def _carry_out(run: loop.Run, spec: RunSpec, budget: Budget | None) -> str:
+    """SIGTERM and SIGUSR1 end the run after the step in hand, with a checkpoint."""
     run.budget = budget
     reason = "failed"
     try:
-        with _stopping_at_signals(run):
-            _claim(run, spec)
-            resumed = loop.resume(run)
-            run.telemetry.start(run.step, run.schedule.steps)
-            if resumed:
-                print(f"resumed {run.folder} after step {run.step}", file=sys.stderr)
-            loop.train(run)
+        _claim(run, spec)
+        resumed = loop.resume(run)
+        run.telemetry.start(run.step, run.schedule.steps)
+        if resumed:
+            print(f"resumed {run.folder} after step {run.step}", file=sys.stderr)
+        loop.train(run)
         stopped = run.stopping if run.step < run.schedule.steps else ""
         reason = stopped or "finished"
         return stopped
@@ -132,7 +140,9 @@ def _claim(run: loop.Run, spec: RunSpec) -> None:
     aside.write_text(as_yaml(spec), encoding="utf-8")
     aside.replace(path)
     (run.folder / DRIVER_LOG).unlink(missing_ok=True)
-    (run.folder / "environment.json").write_text(json.dumps(environment(), indent=1))
+    code, record = own_code(spec), run.folder / "environment.json"
+    told(code, record)
+    record.write_text(json.dumps(environment() | code, indent=1))
 
 
 def _keep_traceback(folder: Path) -> None:
@@ -148,28 +158,6 @@ class _EndedEarly(BaseException):
 
 def _end_now(reason: str) -> None:
     raise _EndedEarly(reason)
-
-
-def _stopping_at_signals(run: loop.Run) -> contextlib.AbstractContextManager[None]:
-    """SIGTERM and SIGUSR1 end the run after the step in hand, with a checkpoint."""
-
-    def stop(reason: str) -> None:
-        run.stopping = reason
-
-    return _at_signals(stop)
-
-
-@contextlib.contextmanager
-def _at_signals(stop: Callable[[str], None]) -> Iterator[None]:
-    def told(number: int, _: FrameType | None) -> None:
-        stop(f"stopped by {signal.Signals(number).name}")
-
-    before = {number: signal.signal(number, told) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 FAILURES = (CheckpointError, RuntimeError, OSError, ValueError)

@@ -23,7 +23,7 @@ FLOORS: Mapping[str, int] = (
     | dict.fromkeys(("loop", "ahead", "evaluate", "checkpoint", "replay"), 4)
     | dict.fromkeys(
         (
-            *("cli", "commands", "launch", "occupancy", "own_code", "assemble", "ideas", "processes"),
+            *("cli", "commands", "launch", "signals", "occupancy", "own_code", "assemble", "ideas", "processes"),
             *("actor_rank", "preview", "diagnosis", "bundle", "redaction", "differences", "rehearsal", "planner"),
         ),
         5,

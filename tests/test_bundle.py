@@ -1,10 +1,12 @@
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from megatron_rl import bundle
 from megatron_rl.bundle import Asked, gather, write
 from megatron_rl.redaction import Redaction
 
@@ -86,3 +88,39 @@ def test_entries_of_the_archive_belong_to_nobody(tmp_path):
         content = archive.extractfile(entry)
         assert isinstance(content, io.BufferedReader)
         assert (entry.name, entry.uname, entry.uid, content.read()) == ("bundle/logs/a.log", "", 0, b"words")
+
+
+def test_links_of_a_run_lead_nowhere_and_pipes_are_not_waited_for(run, tmp_path):
+    (tmp_path / "diary").write_text("dear diary\n")
+    os.mkfifo(tmp_path / "pipe")
+    for name in (
+        "spec.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoints/latest",
+        "rollouts/step_000003.parquet",
+    ):
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(tmp_path / "diary")
+    (run / "logs/rank_0002.log").symlink_to(tmp_path / "diary")
+    (run / "rollouts/step_000004.parquet").symlink_to(tmp_path / "pipe")
+    (run / "checkpoints/step_000003").mkdir()
+    (run / "checkpoints/step_000003/actor").symlink_to(tmp_path)
+    os.mkfifo(run / "logs/rank_0003.log")
+    members = gathered(run, rollouts=True)
+    assert b"diary" not in b"".join(members.values())
+    assert "rollouts/step_000002.parquet" in members
+    (tmp_path / "newest.log").symlink_to(tmp_path / "diary")
+    assert b"dear" in gathered(run, logs=(tmp_path / "newest.log",))["logs/given/0_newest.log"]
+
+
+def test_a_log_without_bound_is_read_at_its_ends(run, monkeypatch):
+    monkeypatch.setattr(bundle, "READ_BYTES", 1000)
+    path = run / "logs/rank_0001.log"
+    path.write_text("begun\n" + "password=tiny " * 5000 + "\nRuntimeError: at last\n")
+    packed = gathered(run)["logs/rank_0001.log"].decode()
+    assert packed.splitlines()[0] == "begun"
+    assert packed.endswith("what stood here is left out …\nRuntimeError: at last")
+    path.write_text("a" * 50_000)
+    monkeypatch.setattr(bundle, "READ_BYTES", 1 << 20)
+    assert len(gathered(run)["logs/rank_0001.log"].decode()) == bundle.LINE_CHARACTERS + 1

@@ -12,6 +12,7 @@ import yaml
 
 from megatron_rl import launch
 from megatron_rl.accounting import rollouts_of
+from megatron_rl.assemble import assemble
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import ERROR, PROMPT_ID, REWARD, SEED, STATUS
 from megatron_rl.budget import Budget
@@ -19,8 +20,10 @@ from megatron_rl.data.arithmetic import Arithmetic
 from megatron_rl.data.prompt_file import write_prompts
 from megatron_rl.data.tiny_model import write_tiny_model
 from megatron_rl.diagnosis import first_failure
+from megatron_rl.loop import Run
 from megatron_rl.occupancy import alone_in
 from megatron_rl.spec.load import load
+from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError
 
 
@@ -72,6 +75,8 @@ def test_a_run_stopped_and_resumed_is_the_run_that_was_never_stopped(data, tmp_p
         assert straight.table.equals(broken.table)
     points = [json.loads(line) for line in (tmp_path / "broken" / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [point["step"] for point in points if point["kind"] == "step"] == [1, 2, 3, 4]
+    made_with = json.loads((tmp_path / "broken" / "run" / "environment.json").read_text())
+    assert "tests/fakes/lucky.py sha256 " in made_with["tests.fakes.lucky:score"]
 
 
 def test_values_are_the_reference_policys_and_not_those_of_the_weights_that_learn(data, tmp_path):
@@ -150,9 +155,25 @@ def test_what_broke_a_run_is_told_until_it_is_taken_up_again(data, tmp_path, mon
     assert first_failure(tmp_path / "run").startswith("no failure is recorded")
 
 
-def test_a_signal_before_there_is_a_run_ends_the_command_at_once(monkeypatch):
+def test_a_signal_before_there_is_a_run_ends_the_command_at_once(data, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "assemble", lambda _: signal.raise_signal(signal.SIGTERM))
-    assert launch.train(None) == "stopped by SIGTERM"
+    assert launch.train(spec(data, tmp_path)) == "stopped by SIGTERM"
+
+
+class Signals:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_is_lost_while_a_run_is_made_stops_it_all_the_same(data, tmp_path, monkeypatch):
+    def made(chosen: RunSpec) -> Run:
+        Signals()  # what is raised as it goes is told on stderr, and nowhere else
+        return assemble(chosen)
+
+    monkeypatch.setattr(launch, "assemble", made)
+    assert launch.train(spec(data, tmp_path)) == "stopped by SIGTERM"
+    assert not (tmp_path / "run" / "rollouts").exists()
 
 
 def test_a_folder_that_another_process_trains_in_is_refused_before_anything_is_written(data, tmp_path):

@@ -60,6 +60,8 @@ def read_records(source: Path) -> Iterator[Record]:
         raise ValueError(f"{source} is no data file; expected {', '.join(PROMPT_FILES)} or a folder of them")
     elif not source.exists():
         raise FileNotFoundError(f"there is no data file {source}")
+    elif not source.is_file():
+        raise ValueError(f"{source} is a pipe or a device, and data files are read more than once; give a plain file")
     else:
         yield from _READERS[source.suffix](source)
 

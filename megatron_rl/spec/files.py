@@ -51,7 +51,7 @@ def read_model_config(spec: RunSpec) -> dict[str, object]:
         )
         hint = f"beside it are {', '.join(beside[:8])}" if beside else NO_MODEL
         raise SpecError(f"{what}, which is no folder here; {hint}.")
-    if not path.exists():
+    if not path.is_file():
         raise SpecError(f"{what}, which holds no config.json; it should be a Hugging Face model folder.")
     return read_object(path, f"{what}, whose config.json")
 
@@ -140,6 +140,8 @@ def _unreadable(path: Path, is_folder: bool) -> str:
         return f"which is not there{nearest(path.name, (other.name for other in path.parent.iterdir()))}"
     if is_folder and not path.is_dir():
         return "which is no folder"
+    if not path.is_dir() and not path.is_file():
+        return "which is a pipe or a device, where a plain file is expected"
     if not os.access(path, os.R_OK):
         return "which this user may not read"
     return ""

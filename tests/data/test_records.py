@@ -1,4 +1,5 @@
 import gzip
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -110,3 +111,13 @@ def test_packed_files_are_told_of_instead_of_passed_over(tmp_path):
     packed, read = read_records(tmp_path)
     assert "unpack the file first" in packed.unreadable
     assert read.fields == {"a": 2}
+
+
+@pytest.mark.parametrize("name", ["pipe.jsonl", "zero.jsonl"])
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=f"{name} is a pipe or a device"):
+        next(read_records(tmp_path / name))
+    with pytest.raises(ValueError, match="holds no"):
+        next(read_records(tmp_path))

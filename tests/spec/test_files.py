@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import os
 
 import pytest
 
@@ -75,12 +76,17 @@ THERE = ("data.train=[{0}/train.parquet]", "data.evaluate=[{0}/held_out.parquet]
         ("data.evaluate=[{0}/held.parquet]", "'data.evaluate' names '{0}/held.parquet', which is not there; did you"),
         ("data.train=[{0}/empty]", "'{0}/empty', a folder that holds no .parquet, .jsonl, .json file."),
         ("data.train=[{0}/run.yaml]", "'{0}/run.yaml', which is no .parquet, .jsonl, .json file, nor a folder of them"),
+        (
+            "data.train=[{0}/pipe.jsonl]",
+            "'{0}/pipe.jsonl', which is a pipe or a device, where a plain file is expected.",
+        ),
         ("data.values={0}/values.parquet", "'data.values' names '{0}/values.parquet', which is not there"),
         ("model.reference={0}/train.parquet", "'model.reference' names '{0}/train.parquet', which is no folder."),
     ],
 )
 def test_a_file_that_is_not_there_is_named(folder, override, said):
     (folder / "empty").mkdir()
+    os.mkfifo(folder / "pipe.jsonl")
     assert problems_of(folder, *THERE) == ()
     (problem,) = problems_of(folder, *THERE, override)
     assert said.format(folder) in problem
