@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from megatron_rl.cluster.machines import QUIET
 NET, PORT, CABLE = "10.77.41", 6399, "cable"
 TOKEN = secrets.token_hex(32)
 """Lets in whoever has it, here and on no other Ray."""
-JOIN_S = 240.0
 LIFE = 'hostname "$0" && mount -t tmpfs ray "$1" && echo on && read -r'
 """Of a machine's first process, with which all others on it end, as it does with whoever switched it on."""
 
@@ -123,22 +121,26 @@ def _rays(near: Machine, far: Machine, folder: Path) -> Iterator[None]:
     start += ["--disable-usage-stats", "--include-log-monitor=false", "--object-store-memory=100000000"]
     environment = os.environ | QUIET | {"PYTHONPATH": os.pathsep.join(sys.path)}
     roles = {near: ["--head", f"--port={PORT}", "--include-dashboard=false"], far: [f"--address={near.host}:{PORT}"]}
-    running = list[subprocess.Popen[bytes]]()
+    running = list[subprocess.Popen[str]]()
     for machine, role in roles.items():
         command = [*machine.enter, *start, *role, f"--node-ip-address={machine.host}"]
-        running.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+        pipe, both = subprocess.PIPE, subprocess.STDOUT
+        running.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=both, text=True))
         _await(machine, running[-1])
     try:
         yield
     finally:
         for one in running:
             one.kill()
-            one.wait()
+            one.wait()  # what it started ends with its machine
 
 
-def _await(machine: Machine, ray: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + JOIN_S
-    while not machine.processes("raylet/raylet"):
-        assert ray.poll() is None, f"Ray did not start on {machine.name}"
-        assert time.monotonic() < end, f"Ray took longer than {JOIN_S:g} s to start on {machine.name}"
-        time.sleep(0.2)
+def _await(machine: Machine, ray: subprocess.Popen[str]) -> None:
+    """Until it has joined, not only begun: the other would not find it."""
+    assert ray.stdout is not None
+    said = []
+    for line in ray.stdout:
+        said.append(line)
+        if "Ray runtime started" in line:
+            return
+    raise AssertionError(f"Ray did not start on {machine.name}: {''.join(said)}")

@@ -32,7 +32,7 @@ START_S: Final = 120.0
 """How long a machine may take to start a process and to connect it."""
 ANSWER_S: Final = 30.0
 """How long it may take to say how the process is."""
-REACH_S: Final = 5.0
+REACH_S: Final = 3.0
 """How long a machine on which a process ends may take to say anything: one that is lost is waited for no longer."""
 PROOF_S: Final = 5.0
 """How long whoever connects may take to prove who it is."""
