@@ -31,6 +31,9 @@ _MOST_TEXT = 400
 def main(arguments: list[str] | None = None, console: Console | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = console if console is not None else Console(highlight=False)
+    if options.file.is_dir():
+        print(f"{options.file} is a folder; name one of its files, as in step_000012.parquet", file=sys.stderr)
+        return 1
     try:
         batch = Batch.read_parquet(options.file)
     except (OSError, ValueError) as error:

@@ -27,6 +27,7 @@ from megatron_rl import launch
 from megatron_rl.data.prompt_file import Prompt, user, write_prompts
 from megatron_rl.spec.load import load
 from megatron_rl.spec.run import RunSpec
+from megatron_rl.spec.schema import SpecError
 
 MODELS: Final = Path(__file__).resolve().parents[1] / "examples" / "models"
 SPECIAL: Final = ("<pad>", "<end>", "<unk>")
@@ -60,12 +61,17 @@ SIZES: Final[Mapping[str, int]] = {
 
 def shrink(recipe: Path, folder: Path) -> Path:
     """Writes model, prompts and `tiny.yaml` into the folder, and returns the last."""
+    spec = load(recipe)
+    reward, model = spec.choices["reward"].name, Path(str(spec.settings["model"].values["folder"])).name
+    if reward not in FORMS:
+        raise SpecError(f"{recipe}: the reward is '{reward}', and tiny answers can be written for {', '.join(FORMS)}.")
+    form, answers = FORMS[reward]
+    if not (MODELS / model / "config.json").is_file():
+        known = ", ".join(sorted(each.name for each in MODELS.iterdir()))
+        raise SpecError(f"{recipe}: examples/models has no config.json of '{model}', only of {known}.")
+    published = json.loads((MODELS / model / "config.json").read_text(encoding="utf-8"))
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    spec = load(recipe)
-    form, answers = FORMS[spec.choices["reward"].name]
-    named = MODELS / Path(str(spec.settings["model"].values["folder"])).name / "config.json"
-    published = json.loads(named.read_text(encoding="utf-8"))
     write_model(published, words(form, answers), folder / "model")
     made = (Prompt(prompt=user(f"q{n}"), answer=answers[n % 2], source="tiny") for n in range(PROMPTS))
     write_prompts(folder / "prompts.parquet", made)
@@ -152,7 +158,11 @@ def main() -> int:
     parser.add_argument("recipe", type=Path, help="its YAML file")
     parser.add_argument("folder", type=Path, help="where model, prompts and the run are put")
     arguments = parser.parse_args()
-    print(run(shrink(arguments.recipe, arguments.folder)))
+    try:
+        print(run(shrink(arguments.recipe, arguments.folder)))
+    except SpecError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

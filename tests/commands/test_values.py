@@ -19,3 +19,8 @@ def test_a_run_that_names_no_file_for_values_is_refused(data, tmp_path, capsys, 
     spec(data, tmp_path)
     assert main(["values", str(tmp_path / "run.yaml"), *settings]) == WRONG
     assert "data.values is not set" in capsys.readouterr().err
+
+
+def test_no_rollouts_are_no_values(capsys):
+    assert main(["values", "configs/a_star_po.yaml", "--samples", "0"]) == WRONG
+    assert capsys.readouterr().err == "--samples is 0, but must be at least 1.\n"

@@ -64,6 +64,8 @@ def test_a_file_that_is_no_batch_is_named(tmp_path, capsys):
     (tmp_path / "x.parquet").write_text("hello")
     assert shown(tmp_path / "x.parquet")[0] == 1
     assert "x.parquet as a batch" in capsys.readouterr().err
+    assert shown(tmp_path)[0] == 1
+    assert "is a folder; name one of its files" in capsys.readouterr().err
 
 
 def test_help_shows_an_example(saved):

@@ -1,6 +1,7 @@
 """Every recipe runs: the same YAML, its model shrunk to two layers, two steps, on a CPU."""
 
 import json
+import sys
 
 import pytest
 import yaml
@@ -8,7 +9,7 @@ import yaml
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import CORRECT, REWARD
 from megatron_rl.spec.load import load
-from tools.tiny_recipe import MODELS, run, shrink
+from tools.tiny_recipe import MODELS, main, run, shrink
 
 RECIPES = sorted(path for path in MODELS.parent.glob("*/*.yaml") if path.parent.name != "median_of_means")
 (EXPERTS,) = (path for path in RECIPES if path.parent.name == "Qwen3-30B-A3B")
@@ -79,3 +80,19 @@ def test_it_is_at_most_twenty_five_lines_and_extends_a_shipped_configuration(rec
     lines = recipe.read_text().splitlines()
     assert len(lines) <= 25
     assert len(load(recipe).files) >= 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("extends: nowhere.yaml", "'extends' names 'nowhere.yaml'"),
+        ("extends: grpo.yaml\nreward: exact", "the reward is 'exact', and tiny answers can be written for math"),
+        ("extends: grpo.yaml\nmodel: {folder: models/Other-9B}", "examples/models has no config.json of 'Other-9B'"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys, recipe, said):
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    monkeypatch.setattr(sys, "argv", ["tiny_recipe.py", str(tmp_path / "recipe.yaml"), str(tmp_path / "tiny")])
+    assert main() == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "tiny").exists()
