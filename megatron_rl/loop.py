@@ -156,7 +156,7 @@ class Run:
 def train(run: Run) -> None:
     """Trains until the steps are done or something asks to stop; the last thing it does is save."""
     version = run.weights.publish(run.step)
-    _tell(run, _evaluate(run, due=run.step == 0 and run.schedule.evaluate_every > 0))
+    _tell(run, _evaluate(run, due=run.step == 0 and run.schedule.evaluate_every > 0 and not run.stopping))
     for step in run.steps():
         with run.timer("collect"):
             batch = run.feed.next_batch(run, run.context(version))

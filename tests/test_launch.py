@@ -173,7 +173,7 @@ def test_a_signal_whose_exception_is_lost_while_a_run_is_made_stops_it_all_the_s
 
     monkeypatch.setattr(launch, "assemble", made)
     assert launch.train(spec(data, tmp_path)) == "stopped by SIGTERM"
-    assert not (tmp_path / "run" / "rollouts").exists()
+    assert not list((tmp_path / "run").rglob("step_*"))
 
 
 def test_a_folder_that_another_process_trains_in_is_refused_before_anything_is_written(data, tmp_path):
