@@ -49,6 +49,16 @@ def test_an_adapter_of_peft_means_here_what_it_means_there(folder, tmp_path, cut
     assert np.array_equal(peft_logits(folder, saved), expected_TV)
 
 
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_it_means_the_same_in_a_family_with_biases_and_in_one_without_norms_of_heads(tmp_path, family):
+    folder, cut = tiny_folder(tmp_path / "model", family), {"tp": 2}
+    expected_TV = peft_adapter(folder, tmp_path / "adapter", PROJECTIONS)
+    places = {"adapter": tmp_path / "adapter", "exported": tmp_path / "merged", "targets": PROJECTIONS}
+    for computed_TV in ranks.run(started, world=world(cut), folder=folder, **places, **cut):
+        assert np.abs(computed_TV - expected_TV).max() <= TOLERANCE
+    assert np.abs(plain_logits(tmp_path / "merged") - expected_TV).max() <= TOLERANCE
+
+
 def test_a_conversion_would_lose_what_was_learnt_and_says_how_not_to(folder, tmp_path):
     peft_adapter(folder, tmp_path / "adapter", ("q_proj",))
     places = {"adapter": tmp_path / "adapter", "exported": tmp_path / "merged", "targets": ("q_proj",)}
