@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from megatron_rl.commands.exits import DONE
+from megatron_rl.commands.exits import DONE, FAILED
 from megatron_rl.spec.schema import SpecError
 
 
@@ -23,5 +24,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise SpecError(f"{', '.join(begun)}: no step is finished there yet, so there is nothing to draw.")
     from megatron_rl.telemetry.report import report
 
-    print(report(arguments.folders, arguments.out or arguments.folders[0] / "report.html"))
+    try:
+        print(report(arguments.folders, arguments.out or arguments.folders[0] / "report.html"))
+    except (ValueError, OSError) as error:  # what a run left behind may be damaged, or from somebody else
+        print(f"no report was written: {error}", file=sys.stderr)
+        return FAILED
     return DONE

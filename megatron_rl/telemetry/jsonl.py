@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.ports import Evaluation
-from megatron_rl.telemetry.points import Point, evaluation_of, flat, point_of
+from megatron_rl.telemetry.points import WHOLE, Point, evaluation_of, flat, point_of
 from megatron_rl.telemetry.sink import RunFacts
 
 FILE = "metrics.jsonl"
+KINDS = ("step", "evaluation")
 
 
 class History(NamedTuple):
@@ -67,7 +68,7 @@ def truncate(path: Path, step: int) -> None:
     """Drops the lines of steps after `step`, and a line that a crash left unfinished."""
     if not path.exists():
         return
-    kept = [json.dumps(line) + "\n" for line in _lines(path) if int(line["step"]) <= step]
+    kept = [json.dumps(line) + "\n" for line in _lines(path) if float(line["step"]) <= step]
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text("".join(kept), encoding="utf-8")
     os.replace(aside, path)
@@ -82,10 +83,8 @@ def read_history(folder: Path) -> History:
         numbers = {name: float(value) for name, value in line.items() if name != "kind"}
         if line["kind"] == "step":
             points[int(numbers["step"])] = point_of(numbers)
-        elif line["kind"] == "evaluation":
-            evaluations[int(numbers["step"])] = evaluation_of(numbers)
         else:
-            raise ValueError(f"{path}: a line is a 'step' or an 'evaluation', found kind {line['kind']!r}")
+            evaluations[int(numbers["step"])] = evaluation_of(numbers)
     return History([points[step] for step in sorted(points)], [evaluations[step] for step in sorted(evaluations)])
 
 
@@ -95,13 +94,25 @@ def _lines(path: Path) -> Iterator[dict[str, str]]:
         if not line.strip():
             continue
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            yield _checked(json.loads(line))
+        except (ValueError, OverflowError, RecursionError) as error:
             # Only the end of the file can be the victim of a crash; the line end is written with its line.
-            if number != len(lines):
-                raise ValueError(
-                    f"{path}, line {number}: not JSON ({line[:60]!r}); remove that line to go on"
-                ) from None
+            if number != len(lines) or not isinstance(error, json.JSONDecodeError):
+                what = "not JSON" if isinstance(error, json.JSONDecodeError) else f"no line of metrics, {error}"
+                raise ValueError(f"{path}, line {number}: {what} ({line[:60]!r}); remove that line to go on") from None
+
+
+def _checked(line: object) -> dict[str, str]:
+    """The line, where it is one that `_append` could have written."""
+    if not isinstance(line, dict) or line.get("kind") not in KINDS:
+        raise ValueError(f"whose 'kind' should be one of {', '.join(KINDS)}")
+    if wrong := [name for name, value in line.items() if name != "kind" and not isinstance(value, int | float | str)]:
+        raise ValueError(f"whose {wrong[0]!r} is no number")
+    numbers = {name: float(value) for name, value in line.items() if name != "kind"}
+    wanted = (*WHOLE, "total_seconds") if line["kind"] == "step" else ("step",)
+    if wrong := [name for name in wanted if not math.isfinite(numbers.get(name, math.nan))]:
+        raise ValueError(f"whose {wrong[0]!r} is missing or not finite")
+    return line
 
 
 def _plain(value: float) -> float | str:

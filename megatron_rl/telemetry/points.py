@@ -13,7 +13,7 @@ from megatron_rl.ports import Evaluation, StepRecord
 from megatron_rl.telemetry.metrics import batch_metrics
 
 SECONDS, EVALUATION = "seconds/", "evaluation/"
-_WHOLE = ("step", "epoch", "version", "rollouts", "tokens", "total_tokens")
+WHOLE = ("step", "epoch", "version", "rollouts", "tokens", "total_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +99,15 @@ def flat(record: Point | Evaluation) -> dict[str, float]:
     """Every number of a record under one flat name."""
     if isinstance(record, Evaluation):
         return {"step": record.step} | {EVALUATION + name: value for name, value in record.metrics.items()}
-    numbers: dict[str, float] = {name: getattr(record, name) for name in (*_WHOLE, "total_seconds")}
+    numbers: dict[str, float] = {name: getattr(record, name) for name in (*WHOLE, "total_seconds")}
     numbers |= {SECONDS + phase: value for phase, value in (*record.seconds.items(), *record.parts.items())}
     return numbers | {name: value for name, value in record.metrics.items() if name not in numbers}
 
 
 def point_of(numbers: Mapping[str, float]) -> Point:
     """The inverse of `flat` for a step."""
-    own = {*_WHOLE, "total_seconds"}
-    whole = {name: int(numbers[name]) for name in _WHOLE}
+    own = {*WHOLE, "total_seconds"}
+    whole = {name: int(numbers[name]) for name in WHOLE}
     spent = {name.removeprefix(SECONDS): value for name, value in numbers.items() if name.startswith(SECONDS)}
     return Point(
         step=whole["step"],

@@ -90,8 +90,10 @@ def rollout_files(folder: Path) -> dict[int, Path]:
 def read_pieces(folder: Path) -> dict[int, str]:
     """Token texts kept beside rollout files; empty where none are."""
     path = folder / PIECES
-    return (
-        {int(token): text for token, text in json.loads(path.read_text(encoding="utf-8")).items()}
-        if path.exists()
-        else {}
-    )
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return {int(token): str(text) for token, text in dict(said).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is no mapping of token ids to texts ({error}); remove it to go on") from None

@@ -77,3 +77,22 @@ def test_an_evaluation_repeated_by_a_resume_is_kept_once(tmp_path):
 def test_writing_before_the_start_is_refused():
     with pytest.raises(RuntimeError, match=r"call start\(\) first"):
         JsonlFile().evaluation(evaluation(1))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[]", "whose 'kind' should be one of step, evaluation"),
+        ('{"kind": "weights"}', "whose 'kind' should be one of step, evaluation"),
+        ('{"kind": "evaluation", "step": [1]}', "whose 'step' is no number"),
+        ('{"kind": "evaluation", "step": "x"}', "could not convert"),
+        ('{"kind": "evaluation", "step": 1e999}', "whose 'step' is missing or not finite"),
+        ('{"kind": "step", "step": 1}', "whose 'epoch' is missing or not finite"),
+        ('{"kind": "evaluation", "step": ' + "9" * 5000 + "}", "no line of metrics"),
+        ("[" * 100_000, "no line of metrics"),
+    ],
+)
+def test_a_line_that_no_run_wrote_is_named(tmp_path, line, said):
+    (tmp_path / FILE).write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl, line 1: .*{said}.*remove that line to go on"):
+        read_history(tmp_path)

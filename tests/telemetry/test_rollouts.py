@@ -49,3 +49,10 @@ def test_the_text_of_every_token_seen_is_kept_beside(tmp_path):
 def test_options_that_keep_nothing_are_refused():
     with pytest.raises(ValueError, match="every=0"):
         RolloutFiles(every=0)
+
+
+@pytest.mark.parametrize("said", ["[1]", '{"a": "b"}', "{", "[" * 100_000])
+def test_texts_of_tokens_that_no_run_wrote_are_named(tmp_path, said):
+    (tmp_path / "pieces.json").write_text(said)
+    with pytest.raises(ValueError, match=r"pieces\.json is no mapping of token ids to texts"):
+        read_pieces(tmp_path)
