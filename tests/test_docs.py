@@ -44,6 +44,18 @@ def test_named_files_and_commands_exist(page):
         assert command in COMMANDS, command
 
 
+def test_the_program_says_what_troubleshooting_quotes():
+    page = (HOME / "docs" / "troubleshooting.md").read_text()
+    sources = "".join(path.read_text() for path in sorted((HOME / "megatron_rl").rglob("*.py")))
+    said = re.sub(r'"\s*\n\s*f?"', "", sources)
+    quoted = [
+        text for symptom in re.findall(r"(?ms)^\*\*(.*?)\*\*", page) for text in re.findall(r'"([^"]+)"', symptom)
+    ]
+    assert len(quoted) >= 6
+    for part in (part.strip(" .',") for text in quoted for part in text.replace("\n", " ").split("…")):
+        assert part in said, part
+
+
 @pytest.mark.parametrize("text", FENCES)
 def test_configurations_load_and_every_column_is_written_before_it_is_read(text, tmp_path):
     written = {"extends": "base/math_7b.yaml", **yaml.safe_load(text)}
