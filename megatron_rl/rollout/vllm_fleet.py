@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -149,8 +150,9 @@ class Fleet:
             berth.version = -1
         awake = [berth for berth in self.berths if not (berth.is_lost or berth.group.is_gone or berth.asleep)]
         for berth in awake:
-            self._await_start(berth)
-        for berth in self._obeying(awake, {"do": "sleep"}):
+            with suppress(GroupLost):
+                self._await_start(berth)
+        for berth in self._obeying([berth for berth in awake if berth.group.is_ready], {"do": "sleep"}):
             berth.asleep = {*PARTS}
 
     def close(self) -> None:

@@ -98,6 +98,20 @@ def test_groups_that_sleep_take_memory_for_weights_before_a_sync_and_for_their_c
     engine.close()
 
 
+def test_a_group_that_is_lost_while_it_starts_keeps_no_other_awake_and_is_replaced(tmp_path):
+    engine = open_scripted(tmp_path, groups=2)
+    engine.fleet.replace(0)
+    engine.fleet.berths[0].group.process.kill()
+    engine.sleep()
+    assert [berth.asleep for berth in engine.fleet.berths] == [set(), {"weights", "kv_cache"}]
+    engine.begin(1)
+    engine.finish(1)
+    engine.serve(1)
+    assert engine.generate(asked(PROMPTS)).strings(STATUS) == ["ok"] * 3
+    assert engine.fleet.restarts == 2
+    engine.close()
+
+
 def test_a_group_that_dies_asleep_or_waking_up_is_replaced(tmp_path):
     engine = open_scripted(tmp_path, "dies waking once", groups=2)
     engine.sleep()
