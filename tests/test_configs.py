@@ -175,3 +175,10 @@ def test_eight_steps_are_three_and_five_with_rollouts_a_step_ahead(config, data,
     launch.train(small(config, data, tmp_path / "broken", *more, "schedule.steps=3"))
     launch.train(small(config, data, tmp_path / "broken", *more))
     assert_same(straight, broken, 8)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_runs_on_the_quickstarts_task_with_another_base_alone(path):
+    toy, moved = load(SHIPPED / "base" / "toy.yaml"), load(path, ("extends=base/toy.yaml",))
+    assert moved.settings["model"].values["folder"] == toy.settings["model"].values["folder"]
+    assert moved.choices["rollout"].name == "embedded"
