@@ -9,6 +9,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import stdev
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -16,6 +17,8 @@ from matplotlib.figure import Figure
 from megatron_rl.assemble import environment
 
 Row = Mapping[str, object]
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""The 97.5% quantile of Student's t, for so many values."""
 VERSIONS = ("python", "torch", "megatron-core", "numpy")
 
 
@@ -26,12 +29,14 @@ class Page:
     title: str
     asked: str
     """The claim, and how it was put to the test."""
-    found: Sequence[str]
-    """What came out, one sentence a line; also what did not."""
+    found: Sequence[str] | Mapping[str, Sequence[str]]
+    """What came out, one sentence a line; also what did not. Many sentences stand under headings."""
     table: Sequence[Row]
     runs: Sequence[Row]
     figure: Figure
     command: str
+    apart: str = ""
+    """Rows of the table that share the value of this column are a table of their own, which it is the heading of."""
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,13 +49,27 @@ class Page:
             f"# {self.title}",
             self.asked,
             "![figure](figure.svg)",
-            "\n".join(markdown(self.table)),
-            "\n".join(f"- {sentence}" for sentence in self.found),
+            *self._tables(),
+            *self._sentences(),
             f"Made by `{self.command}` on {datetime.date.today().isoformat()}, {_machine()}, one thread; "
             + ", ".join(f"{name} {made[name]}" for name in VERSIONS)
             + ". `runs.csv` holds every run, `table.csv` the table.",
         ]
         (folder / "README.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+    def _tables(self) -> list[str]:
+        if not self.apart:
+            return ["\n".join(markdown(self.table))]
+        parts: dict[str, list[Row]] = {}
+        for row in self.table:
+            rest = {name: value for name, value in row.items() if name != self.apart}
+            parts.setdefault(str(row[self.apart]), []).append(rest)
+        return [text for name, rows in parts.items() for text in (f"## {name}", "\n".join(markdown(rows)))]
+
+    def _sentences(self) -> list[str]:
+        parts = self.found if isinstance(self.found, Mapping) else {"": self.found}
+        listed = {name: "\n".join(f"- {sentence}" for sentence in said) for name, said in parts.items()}
+        return [text for name, said in listed.items() for text in ((f"## {name}", said) if name else (said,))]
 
 
 def markdown(rows: Sequence[Row]) -> list[str]:
@@ -66,6 +85,21 @@ def spread(values: Iterable[float], form: str = ".2f") -> str:
     if not found:
         return "–"
     return f"{sum(found) / len(found):{form}} ({min(found):{form}}–{max(found):{form}})"
+
+
+def interval(values: Iterable[float], form: str = "+.3f") -> str:
+    """Where the mean lies with 95% by Student's t, as in '-0.067, 95% -0.120 to -0.014'; one value has no interval."""
+    found = list(values)
+    mean = sum(found) / len(found)
+    if len(found) == 1:
+        return f"{mean:{form}} (one seed)"
+    half = reach(found)
+    return f"{mean:{form}}, 95% {mean - half:{form}} to {mean + half:{form}}"
+
+
+def reach(values: Sequence[float]) -> float:
+    """Half of that interval."""
+    return STUDENT[len(values)] * stdev(values) / len(values) ** 0.5
 
 
 def over(part: float, whole: float) -> float:
