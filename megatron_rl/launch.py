@@ -25,6 +25,7 @@ from megatron_rl.evaluate import HeldOut
 from megatron_rl.occupancy import alone_in
 from megatron_rl.own_code import own_code, told
 from megatron_rl.ports import Context
+from megatron_rl.rollout.vllm import Vllm
 from megatron_rl.signals import listening
 from megatron_rl.spec.describe import as_yaml
 from megatron_rl.spec.run import RunSpec
@@ -32,11 +33,16 @@ from megatron_rl.spec.schema import SpecError
 
 CUT = tuple(f"actor.{field.name}" for field in fields(Parallel))
 """How the actor is cut over ranks: parameters and moments are the same at any other, last bits of a step are not."""
+MACHINES = (
+    *("actor.update.microbatch_tokens", "actor.recompute.", "cluster."),
+    *(f"rollout.vllm.{field.name}" for field in fields(Vllm) if field.name != "context"),
+)
+"""What else other machines ask for: how much is computed at once, what is kept of it, and where engines stand."""
 SCHEDULE = tuple(f"schedule.{name}" for name in ("steps", "save_every", "keep", "evaluate_every", "max_waves"))
 """When a run ends, saves and measures; `schedule.ahead` says which weights write what."""
 DRIVER_LOG = "logs/driver.log"
 """The traceback of the driver, where the last attempt ended with one."""
-MAY_CHANGE = (*SCHEDULE, "telemetry.", "evaluation.", "run.folder", "cluster.", *CUT)
+MAY_CHANGE = (*SCHEDULE, "telemetry.", "evaluation.", "run.folder", *CUT, *MACHINES)
 """Keys that a resumed run may have otherwise than when it began."""
 
 

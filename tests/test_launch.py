@@ -3,6 +3,7 @@
 import hashlib
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,9 +23,15 @@ from megatron_rl.data.tiny_model import write_tiny_model
 from megatron_rl.diagnosis import first_failure
 from megatron_rl.loop import Run
 from megatron_rl.occupancy import alone_in
+from megatron_rl.planner.hardware import Cluster
+from megatron_rl.planner.report import overrides
+from megatron_rl.planner.run import of_run
+from megatron_rl.planner.search import search
 from megatron_rl.spec.load import load
 from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError
+
+HOME = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +140,16 @@ def test_a_folder_begun_with_other_settings_is_not_taken_up(data, tmp_path):
     launch.train(spec(data, tmp_path, "schedule.steps=1"))
     with pytest.raises(SpecError, match=r"sampling\.temperature"):
         launch.train(spec(data, tmp_path, "sampling.temperature=0.5"))
+
+
+def test_a_run_goes_on_with_the_layout_that_a_plan_finds_for_other_machines():
+    setup, _ = of_run(
+        load(HOME / "configs/grpo.yaml", [f"model.folder={HOME / 'examples/models/Qwen3-8B'}"]), Cluster(nodes=4)
+    )
+    keys = [key.partition("=")[0] for key in overrides(replace(setup, sleeps=True), search(setup, best=1)[0])]
+    assert len(keys) > 10
+    assert [key for key in (*keys, "rollout.vllm.gpus") if not key.startswith(launch.MAY_CHANGE)] == []
+    assert not "rollout.vllm.context".startswith(launch.MAY_CHANGE)
 
 
 def test_how_the_actor_is_cut_may_change_whichever_way_that_is():

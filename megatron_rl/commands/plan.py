@@ -37,7 +37,7 @@ AMOUNTS: Final = ("spread", "ahead", "judge")
 ABOVE_NOTHING: Final = ("network", "spare", "mean_tokens")
 WIDEST: Final = 10.0
 """Of spreads; here the longest of ordinary responses are a billion times the shortest."""
-MOST_ROLLOUTS: Final = 2**18
+MOST_ROLLOUTS: Final = 2**17
 """Of a step, each of which is laid out in time."""
 IN_THE_FILE: Final = {
     "prompts": "sampler.{sampler}.prompts",
