@@ -15,6 +15,7 @@ the socket ends, and everything here with it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import inspect
 import json
@@ -37,6 +38,7 @@ FUNCTIONS: Final = "megatron_rl.rewards.function:Function"
 LONGEST_EXTRACT: Final = 1000
 RETIRES_AFTER: Final = 2000
 """Questions a fork answers before a fresh one takes over: whatever a library keeps cannot pile up."""
+_NO_FILES: Final = (errno.EMFILE, errno.ENFILE)
 _PR_SET_PDEATHSIG: Final = 1
 _ORPHAN_CHECK_S: Final = 1.0
 
@@ -140,12 +142,15 @@ def _confine(limits: Limits, parent: int) -> None:
 
 
 def _answer(pool: socket.socket, reward: object, limits: Limits) -> None:
+    own = os.getpid()
     with pool, pool.makefile("rb") as questions:
         for count, line in enumerate(questions, start=1):
             used = resource.getrusage(resource.RUSAGE_SELF)
             soft = math.ceil(used.ru_utime + used.ru_stime) + limits.cpu_s
             resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
             answer, is_spent = graded(reward, line)
+            if os.getpid() != own:
+                os._exit(0)  # the reward forked and came back twice
             is_last = is_spent or count >= RETIRES_AFTER
             pool.sendall(_line({**answer, "last": is_last}))
             if is_last:
@@ -161,9 +166,8 @@ def graded(reward: object, line: bytes) -> tuple[dict[str, object], bool]:
         extracted = None if score.extracted is None else score.extracted[:LONGEST_EXTRACT]
         return {"reward": float(score.reward), "correct": int(score.correct), "extracted": _clean(extracted)}, False
     except Exception as error:  # noqa: BLE001  # an answer that breaks the reward is a verdict, not an end
-        return {"error": _clean(f"{type(error).__name__}: {error}"[:500])}, isinstance(
-            error, MemoryError | RecursionError
-        )
+        is_spent = isinstance(error, MemoryError | RecursionError) or getattr(error, "errno", None) in _NO_FILES
+        return {"error": _clean(f"{type(error).__name__}: {error}"[:500])}, is_spent
 
 
 def _is_score(score: object) -> TypeGuard[Score]:

@@ -1,6 +1,7 @@
 """What users might bring as a reward: good, bad and hanging."""
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -24,6 +25,9 @@ def two_arguments(solution, truth):
     return 0.0
 
 
+LEAKED: list[int] = []
+
+
 def moody(question: Question) -> Score:
     """Does what the response says; silence costs a point."""
     if question.response == "sleep":
@@ -37,6 +41,13 @@ def moody(question: Question) -> Score:
         os._exit(3)
     if question.response == "eat memory":
         bytearray(1 << 30)
+    if question.response == "fork":
+        os.fork()
+    if question.response == "leak files":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        LEAKED.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(100))
+    if question.response == "read a file":
+        os.close(os.open(os.devnull, os.O_RDONLY))
     if question.response == "not a number":
         return Score(reward=float("nan"), correct=0, extracted=None)
     if question.response == "torch?":

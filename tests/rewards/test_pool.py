@@ -75,6 +75,16 @@ def test_grades_do_not_depend_on_the_number_of_processes_nor_on_order():
     assert {each.correct for each in one} == {0, 1}
 
 
+def test_a_reward_that_forks_answers_once(moody):
+    assert verdicts(moody, "fork", "yes", "fork") == ["wrong", "right", "wrong"]
+    assert verdicts(moody, "yes", "yes") == ["right", "right"]
+
+
+def test_a_reward_that_leaked_all_its_files_takes_no_other_answer_with_it(moody):
+    assert verdicts(moody, "leak files", "leak files") == ["crashed", "crashed"]
+    assert verdicts(moody, "read a file", "read a file") == ["wrong", "wrong"]
+
+
 def test_a_grader_killed_from_outside_costs_nobody_a_grade(moody):
     before = moody.pids
     for pid in before[1:]:
