@@ -220,6 +220,8 @@ def _files_by_tensor(folder: Path) -> dict[str, Path]:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise SpecError(f"{index} should say under weight_map which file has each tensor; fetch it again.")
+        if elsewhere := sorted(file for file in weight_map.values() if Path(file).name != file):
+            raise SpecError(f"{index} names {elsewhere[0]!r}, which is no file of its own folder; fetch it again.")
         return {name: folder / file for name, file in weight_map.items()}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -235,6 +237,8 @@ def _files_by_tensor(folder: Path) -> dict[str, Path]:
 
 
 def _opened(file: Path) -> Any:  # noqa: ANN401  # safetensors has no types
+    if not file.is_file():
+        raise SpecError(f"{file} is no plain file, where one with weights is expected.")
     try:
         return safe_open(file, framework="pt")
     except SafetensorError as error:
@@ -243,6 +247,8 @@ def _opened(file: Path) -> Any:  # noqa: ANN401  # safetensors has no types
 
 def read_json(path: Path) -> dict[str, Any]:
     """What a JSON file of a folder says; SpecError where it is none."""
+    if path.exists() and not path.is_file():
+        raise SpecError(f"{path} is no plain file, where JSON is expected.")
     try:
         said = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:

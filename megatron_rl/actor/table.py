@@ -74,6 +74,8 @@ class Table:
 def read(folder: Path) -> Table:
     """The table, once nothing but what is known is called to load it; SpecError, naming the file, otherwise."""
     path = folder / NAME
+    if path.exists() and not path.is_file():
+        raise SpecError(f"{path} is a pipe or a device, so this is no Megatron distributed checkpoint.")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -124,4 +126,9 @@ def _piece(folder: Path, index: MetadataIndex, info: Any) -> Piece:  # noqa: ANN
         raise SpecError(f"{folder / NAME} puts {index.fqn!r} at {info.offset}, {info.length} bytes long.")
     if not file.is_file():
         raise SpecError(f"{folder} lacks {file.name}, where its table of contents puts {index.fqn!r}; copy it again.")
+    if info.offset + info.length > (size := file.stat().st_size):
+        raise SpecError(
+            f"{folder / NAME} puts {index.fqn!r} at {info.offset} of {file.name}, {info.length} bytes long, but that "
+            f"has {size} bytes; nothing was loaded: copy it again."
+        )
     return Piece(file=file, offset=info.offset, length=info.length)

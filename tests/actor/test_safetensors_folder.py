@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from megatron_rl.actor.safetensors_folder import (
     Reader,
     Shard,
     copy_companions,
+    read_json,
     write_index,
     writing,
 )
@@ -88,3 +90,19 @@ def test_code_and_cards_come_along_and_weights_of_other_formats_do_not(tmp_path)
         (source / name).write_text("{}")
     copy_companions(source, target)
     assert sorted(path.name for path in target.iterdir()) == ["config.json", "model_card.md", "modeling_own.py"]
+
+
+@pytest.mark.parametrize("elsewhere", ["../model.safetensors", "/etc/model.safetensors", "sub/model.safetensors"])
+def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path, elsewhere):
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": elsewhere}}))
+    with pytest.raises(SpecError, match="which is no file of its own folder"):
+        Reader(tmp_path)
+
+
+def test_pipes_in_place_of_weights_or_words_are_not_waited_for(tmp_path):
+    for name in (SINGLE, "config.json"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(SpecError, match="is no plain file, where one with weights is expected"):
+        Reader(tmp_path)
+    with pytest.raises(SpecError, match="is no plain file, where JSON is expected"):
+        read_json(tmp_path / "config.json")

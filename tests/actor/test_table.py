@@ -1,3 +1,4 @@
+import os
 import pickle
 import random
 
@@ -53,6 +54,19 @@ def test_a_flipped_bit_is_told_in_a_sentence_or_changes_nothing_but_names(folder
             assert [piece.file for piece in now.objects] == [piece.file for piece in told.objects]
     file.write_bytes(good)
     assert refused > FLIPS // 2
+
+
+def test_what_would_lie_beyond_the_end_of_a_file_is_told_before_it_is_asked_for(folder, tmp_path):
+    for name in (table.NAME, "__0_0.distcp"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes()[: -100 if name != table.NAME else None])
+    with pytest.raises(SpecError, match=r"of __0_0\.distcp, \d+ bytes long, but that has \d+ bytes"):
+        table.read(tmp_path)
+
+
+def test_a_pipe_in_place_of_the_table_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / table.NAME)
+    with pytest.raises(SpecError, match="is a pipe or a device"):
+        table.read(tmp_path)
 
 
 @pytest.mark.parametrize("member", [*_MEM_FORMAT_ENCODING, *WriteItemType])
