@@ -17,7 +17,7 @@ from megatron_rl.planner.run import Guess, of_run
 from megatron_rl.planner.search import predict, search
 from megatron_rl.planner.step import Forecast
 from megatron_rl.spec.files import read_object
-from megatron_rl.spec.load import load
+from megatron_rl.spec.load import SHIPPED, load
 from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError
 
@@ -108,10 +108,12 @@ def run(arguments: argparse.Namespace) -> int:
     is_run = arguments.model.suffix in (".yaml", ".yml")
     _check(arguments, is_run)
     config = arguments.model if is_run else Path(arguments.config or _method(arguments))
+    # Our own are found from any folder; the line names them as they are named in the clone, where it is submitted.
+    at = config if is_run or arguments.config else SHIPPED.parent / config
     settings = list(arguments.settings) if is_run else [f"model.folder={_folder(arguments.model)}"]
     sizes = [f"model.folder={arguments.sizes}"] if arguments.sizes else []
-    settings += _asked(arguments, load(config, [*settings, *sizes]))
-    spec = load(config, [*settings, *sizes])
+    settings += _asked(arguments, load(at, [*settings, *sizes]))
+    spec = load(at, [*settings, *sizes])
     setup, choice = of_run(spec, _cluster(arguments), _guess(arguments))
     setup = replace(setup, kernels=arguments.kernels)
     if setup.job.written > MOST_ROLLOUTS:

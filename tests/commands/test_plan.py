@@ -69,6 +69,12 @@ def test_a_search_starts_what_it_found_whatever_the_file_says_of_layouts(model, 
     assert main(["plan", *planned[planned.index(config) :], "--nodes", "2"]) == DONE
 
 
+def test_a_model_is_planned_from_any_folder(model, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", model]) == DONE
+    assert " slurm/train.sbatch configs/rloo.yaml " in capsys.readouterr().out
+
+
 def test_a_run_is_predicted_as_it_is_or_searched_around(model, capsys):
     settings = [f"model.folder={model}", "rollout.vllm.memory_share=0.4", "actor.recompute.granularity=full"]
     assert main(["plan", "configs/jspo.yaml", *settings]) == DONE
