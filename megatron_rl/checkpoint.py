@@ -71,7 +71,7 @@ def _save(root: Path, step: int, actor: Actor, memory: Memory, facts: Mapping[st
         raise
     _flush(root)
     _switch(root / "latest", final.name, seal)
-    for other in folders(root):
+    for other in _own(root):
         if _order(other)[0] == step and other != final:
             shutil.rmtree(other)
     return Saved(folder=final, step=step, facts=facts)
@@ -102,7 +102,14 @@ def latest(root: Path) -> Path | None:
 
 def load(folder: Path, actor: Actor) -> tuple[Saved, Memory]:
     """Verifies every file, then loads the actor; returns what was saved with it."""
-    saved = verify(folder)
+    try:
+        saved = verify(folder)
+    except CheckpointError as error:
+        there = folders(folder.parent)
+        if folder in there[1:]:
+            before = there[there.index(folder) - 1].name
+            error.add_note(f"To go on from {before}, remove {folder} and the file 'latest' beside it.")
+        raise
     memory = read_memory(folder / "memory")
     actor.load(folder / "actor")
     return saved, memory
@@ -133,7 +140,7 @@ def verify(folder: Path) -> Saved:
 def prune(root: Path, keep: int) -> list[Path]:
     """Removes all but the newest `keep` checkpoints; never the one `latest` names. Returns what was removed."""
     current = latest(root)
-    there = folders(root)
+    there = _own(root)
     removed = [path for path in there[: max(0, len(there) - keep)] if path != current]
     for path in removed:
         shutil.rmtree(path)
@@ -153,6 +160,11 @@ def _free_name(root: Path, step: int) -> Path:
 def folders(root: Path) -> list[Path]:
     """What has been saved, oldest first."""
     return sorted((path for path in root.glob("step_*") if _NAME.fullmatch(path.name) and path.is_dir()), key=_order)
+
+
+def _own(root: Path) -> list[Path]:
+    """Without links: what somebody moved to another disk is theirs to remove."""
+    return [folder for folder in folders(root) if not folder.is_symlink()]
 
 
 def _order(folder: Path) -> tuple[int, int]:
