@@ -33,9 +33,9 @@ Decoded tokens are those the engine wrote, verified ones those it scored; rollou
 are means with the least and the greatest of three seeds, where there is a range, or of one; all but accuracies are from
 the second epoch on, and accuracy is sampled, after the last two epochs."""
 ACCURACY = (
-    "It is not reuse that costs accuracy at lenience 1, for exact reuse keeps as much. It is the token after a "
-    "rejection, which the published rule draws from the present policy and the exact one from what that policy has "
-    "more of than the old one. The former brings back what was just rejected, epoch after epoch, and lags behind.",
+    "With GRPO and PPO it is not reuse that costs accuracy at lenience 1: exact reuse keeps as much. It is the token "
+    "after a rejection, which the published rule draws from the present policy and the exact one from what that policy "
+    "has more of than the old one. The former brings back what was just rejected, epoch after epoch, and lags behind.",
     "Stored log-probabilities are renewed each epoch, as published, so at a lenience above 1 a token that falls by "
     "less than the lenience an epoch is never rejected: the reward in training rises above that of the method without "
     "drafts while held-out accuracy stays behind.",
