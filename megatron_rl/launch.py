@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from megatron_rl import loop
+from megatron_rl import loop, preview
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.assemble import assemble, close, environment, plain_difference, value_fingerprint
 from megatron_rl.batch.batch import Batch
@@ -145,6 +145,8 @@ def _claim(run: loop.Run, spec: RunSpec) -> None:
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text(as_yaml(spec), encoding="utf-8")
     aside.replace(path)
+    facts = "".join(f"{line}\n" for line in preview.lines(spec))
+    (run.folder / "plan.txt").write_text(facts, encoding="utf-8")
     (run.folder / DRIVER_LOG).unlink(missing_ok=True)
     code, record = own_code(spec), run.folder / "environment.json"
     told(code, record)

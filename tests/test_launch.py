@@ -84,6 +84,7 @@ def test_a_run_stopped_and_resumed_is_the_run_that_was_never_stopped(data, tmp_p
     assert [point["step"] for point in points if point["kind"] == "step"] == [1, 2, 3, 4]
     made_with = json.loads((tmp_path / "broken" / "run" / "environment.json").read_text())
     assert "tests/fakes/lucky.py sha256 " in made_with["tests.fakes.lucky:score"]
+    assert "4 prompts x 4 samples" in (tmp_path / "broken" / "run" / "plan.txt").read_text()
 
 
 def test_values_are_the_reference_policys_and_not_those_of_the_weights_that_learn(data, tmp_path):
