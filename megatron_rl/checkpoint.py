@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -138,12 +139,21 @@ def verify(folder: Path) -> Saved:
 
 
 def prune(root: Path, keep: int) -> list[Path]:
-    """Removes all but the newest `keep` checkpoints; never the one `latest` names. Returns what was removed."""
+    """Removes all but the newest `keep` checkpoints; never the one `latest` names. Returns what was removed.
+
+    What a disk does not let go, as a file that another machine of a shared one still reads, is told and tried again.
+    """
     current = latest(root)
     there = _own(root)
-    removed = [path for path in there[: max(0, len(there) - keep)] if path != current]
-    for path in removed:
-        shutil.rmtree(path)
+    removed = []
+    for path in there[: max(0, len(there) - keep)]:
+        if path == current:
+            continue
+        try:
+            shutil.rmtree(path)
+            removed.append(path)
+        except OSError as error:
+            print(f"{path} could not be removed ({error}); the next save tries again.", file=sys.stderr, flush=True)
     return removed
 
 
