@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
-from tests.soak import Footprint, Trail, trails
+from tests.soak import Footprint, Trail, threads, trails
 from tests.test_processes import TP2, small_run
 
 STEPS = int(os.environ.get("SOAK_STEPS", "500"))
@@ -29,6 +31,26 @@ def test_growth_is_told_from_noise():
     assert abs(still.slope()) < 0.05 < grows.slope()
     assert grows.slope() == pytest.approx(10 / 102.5)
     assert (still.drift("descriptors"), grows.drift("descriptors")) == (-2, 3)
+
+
+def test_threads_are_counted_but_for_pools_that_grow_on_a_busy_machine():
+    over, before = threading.Event(), threads(os.getpid())
+
+    def live(name: str) -> None:
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name)
+        there.wait()
+        over.wait()
+
+    there = threading.Barrier(3)
+    living = [threading.Thread(target=live, args=(name,)) for name in ("event_engine", "reader")]
+    for thread in living:
+        thread.start()
+    there.wait()
+    counted = threads(os.getpid())
+    over.set()
+    for thread in living:
+        thread.join()
+    assert counted == before + 1
 
 
 @pytest.mark.slow
