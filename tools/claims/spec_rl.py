@@ -243,12 +243,14 @@ def _figure(results: Sequence[Result], names: Sequence[str], steps: int) -> Figu
             for run in runs
         ]
         right = [[evaluation["accuracy"] for evaluation in run.evaluations] for run in runs]
-        decoded.plot(epochs, [sum(each) / len(each) for each in zip(*spent, strict=True)], marker="o", label=name)
-        accuracy.plot(range(EPOCHS + 1), [sum(each) / len(each) for each in zip(*right, strict=True)], marker="o")
+        how = name.partition(", ")[2] or "no drafts"
+        decoded.plot(epochs, [sum(each) / len(each) for each in zip(*spent, strict=True)], marker="o")
+        means = [sum(each) / len(each) for each in zip(*right, strict=True)]
+        accuracy.plot(range(EPOCHS + 1), means, marker="o", label=how)
     for base, (decoded, accuracy) in zip(BASES, axes.T, strict=True):
         decoded.set(title=base, yscale="log")
         accuracy.set(xlabel=f"{steps} steps each")
-        decoded.legend(fontsize=7)
+        accuracy.legend(fontsize=7, loc="lower right")
     axes[0, 0].set(ylabel="thousand tokens decoded")
     axes[1, 0].set(ylabel="accuracy, held out, sampled")
     return figure
