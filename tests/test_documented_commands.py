@@ -237,7 +237,7 @@ def is_what_integration_runs(words: str, patch: pytest.MonkeyPatch) -> None:
 
 @cache
 def would_run(target: str) -> list[str]:
-    return process(["make", "-n", target], cwd=HOME).splitlines()
+    return process(["make", "-n", "--no-print-directory", target], cwd=HOME).splitlines()
 
 
 HERE = {
