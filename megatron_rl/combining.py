@@ -64,20 +64,9 @@ def check_ahead(chosen: Chosen) -> list[str]:
     ]
 
 
-def check_sleep(chosen: Chosen, *, ahead: bool, split: bool) -> list[str]:
-    """One sentence for all that keeps an engine from sleeping while the actor learns; empty when it can."""
-    problems = [*_busy("learn", chosen.learn, ("engine",), "which sleeps at that time; leave rollout.vllm.sleep false")]
-    if ahead:
-        problems.append(
-            "rollout.vllm.sleep gives memory back while the actor learns, and with schedule.ahead the groups write "
-            "then; leave one of them out."
-        )
-    if split:
-        problems.append(
-            "rollout.vllm.sleep makes room for the actor, which cluster.placement 'split' keeps on other GPUs; leave "
-            "one of them out."
-        )
-    return problems
+def check_sleep(chosen: Chosen) -> list[str]:
+    """One sentence for each stage that asks an engine which sleeps while the actor learns."""
+    return [*_busy("learn", chosen.learn, ("engine",), "which sleeps at that time; leave rollout.vllm.sleep false")]
 
 
 def check_laws(chosen: Chosen) -> list[str]:

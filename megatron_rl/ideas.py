@@ -9,6 +9,7 @@ from megatron_rl.batch.columns import REFERENCE_REWARDS
 from megatron_rl.combining import Chosen, check_ahead, check_combination, check_laws, check_sleep
 from megatron_rl.pipeline import check_wiring
 from megatron_rl.ports import Sampler, Stage
+from megatron_rl.rollout.servable import sleepless
 from megatron_rl.spec.resolve import build
 from megatron_rl.spec.run import Part, RunSpec
 from megatron_rl.spec.schema import SpecError
@@ -62,7 +63,8 @@ def read_ideas(spec: RunSpec) -> Ideas:
         problems += check_laws(chosen)
     if spec.choices["rollout"].values.get("sleep"):
         split = spec.settings["cluster"].values["placement"] == "split"
-        problems += check_sleep(chosen, ahead=bool(spec.settings["schedule"].values["ahead"]), split=split)
+        problems += check_sleep(chosen)
+        problems += sleepless(ahead=bool(spec.settings["schedule"].values["ahead"]), split=split)
     if problems:
         raise SpecError([f"{spec.files[0]}: {problem}" for problem in problems])
     return Ideas(sampler=sampler, collect=tuple(collect), learn=tuple(learn), objective=objective)

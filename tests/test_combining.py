@@ -176,20 +176,16 @@ def test_ahead_of_the_actor_nothing_asks_it_and_beside_the_engine_nothing_asks_t
     assert "'writes' asks the engine in `learn`" in problem
 
 
-def test_an_engine_sleeps_where_nothing_asks_it_while_the_actor_learns_and_the_room_is_the_actor_s():
+def test_an_engine_sleeps_where_nothing_asks_it_while_the_actor_learns():
     learns, asks = (
         Chosen(UNIFORM, [("writes", Asks())], [], CLIPPED),
         Chosen(UNIFORM, [], [("writes", Asks())], CLIPPED),
     )
-    assert check_sleep(learns, ahead=False, split=False) == []
-    (problem,) = check_sleep(asks, ahead=False, split=False)
+    assert check_sleep(learns) == []
+    (problem,) = check_sleep(asks)
     assert problem.startswith(
         "'writes' asks the engine in `learn`, which sleeps at that time; leave rollout.vllm.sleep"
     )
-    (problem,) = check_sleep(learns, ahead=True, split=False)
-    assert "with schedule.ahead the groups write then" in problem
-    (problem,) = check_sleep(learns, ahead=False, split=True)
-    assert "cluster.placement 'split' keeps on other GPUs" in problem
 
 
 def test_no_memory_is_moved_from_both_sides_at_once():

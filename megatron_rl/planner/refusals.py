@@ -6,6 +6,7 @@ from megatron_rl.actor import fit, lora
 from megatron_rl.planner.hardware import Cluster
 from megatron_rl.planner.job import Choice, Engines, Setup
 from megatron_rl.reshard.layout import LayoutError
+from megatron_rl.rollout.servable import sleepless
 from megatron_rl.spec.schema import SpecError
 
 
@@ -23,11 +24,8 @@ def check(setup: Setup, choice: Choice) -> None:
             f"{shape.heads} attention heads and {shape.kv_heads} key-value heads cannot be shared out over "
             f"rollout.vllm.tp = {tp}; take one that divides the former, and is a multiple or a divisor of the latter."
         )
-    if setup.sleeps and choice.placement == "split":
-        raise SpecError(
-            "engines that sleep make room for the actor, which cluster.placement 'split' keeps on other GPUs; leave "
-            "one of them out."
-        )
+    if setup.sleeps and (problems := sleepless(ahead=False, split=choice.placement == "split")):
+        raise SpecError(problems)
     if choice.actor.update.microbatch_tokens < setup.job.longest:
         raise SpecError(
             f"actor.update.microbatch_tokens is {choice.actor.update.microbatch_tokens}, but a prompt and its response "
@@ -53,11 +51,8 @@ def check_setup(setup: Setup) -> None:
             f"{job.optimizer_steps} optimizer steps are asked for, but {job.rows} rollouts cannot be shared out among "
             "more than that."
         )
-    if setup.sleeps and job.ahead:
-        raise SpecError(
-            "engines that sleep give memory back while the actor learns, and with schedule.ahead they write then; "
-            "leave one of them out."
-        )
+    if setup.sleeps and (problems := sleepless(ahead=job.ahead > 0, split=False)):
+        raise SpecError(problems)
 
 
 def can_share(kv_heads: int, tp: int) -> bool:

@@ -1,4 +1,4 @@
-"""What vLLM can draw from, known before it is imported."""
+"""What vLLM can draw from, and when it can sleep, known before it is imported."""
 
 from __future__ import annotations
 
@@ -24,3 +24,19 @@ def refuse_unservable(temperatures: Mapping[str, float]) -> None:
     for section, temperature in temperatures.items():
         if why := unservable(temperature):
             raise SpecError(f"{section}.temperature: {why}; choose another or `rollout: embedded`.")
+
+
+def sleepless(*, ahead: bool, split: bool) -> list[str]:
+    """Why groups cannot sleep while the actor learns, one sentence each; empty where they can."""
+    problems = []
+    if ahead:
+        problems.append(
+            "rollout.vllm.sleep gives memory back while the actor learns, and with schedule.ahead the groups write "
+            "then; leave one of them out."
+        )
+    if split:
+        problems.append(
+            "rollout.vllm.sleep makes room for the actor, which cluster.placement 'split' keeps on other GPUs; leave "
+            "one of them out."
+        )
+    return problems

@@ -109,7 +109,7 @@ def test_a_run_is_planned_before_its_model_is_downloaded(model, capsys):
         (["MODEL", "--spread", "1000"], "--spread is 1000, but must be at most 10"),
         (["MODEL", "--samples", "1000000000"], "are too many to plan"),
         (["MODEL", "--max-tokens", "50000"], "longer than the model's context of 40960"),
-        (["MODEL", "--ahead", "1", "--sleep"], "with schedule.ahead they write then"),
+        (["MODEL", "--ahead", "1", "--sleep"], "with schedule.ahead the groups write then"),
         (["MODEL", "--ahead", "1", "--critic"], "--critic is configs/ppo.yaml's and --ahead is configs/grpo_asy"),
         (["MODEL", "--critic", "--config", "configs/rloo.yaml"], "but configs/rloo.yaml has none"),
         (["MODEL", "--config", "configs/none.yaml"], "configs/none.yaml: there is no such file"),
