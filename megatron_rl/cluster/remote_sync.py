@@ -5,10 +5,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from megatron_rl.beside import beside
 from megatron_rl.cluster.rank import WeightRoute
 from megatron_rl.cluster.worker_group import WorkerGroup
 from megatron_rl.reshard.digest import TransferError
-from megatron_rl.reshard.sync import beside, report_metrics, sent_until_received
+from megatron_rl.reshard.sync import report_metrics, sent_until_received
 from megatron_rl.reshard.transport import SyncReport
 
 
@@ -41,7 +42,7 @@ class RemoteSync:
 
     def _publish(self, version: int) -> SyncReport:
         route, wait_s = self.inlet.begin(version), self.group.settings.publish_s
-        received = beside(lambda: self.inlet.finish(version))
+        received = beside(lambda: self.inlet.finish(version), "receive")
         try:
             self.group.publish(version, route).finish(received)
         except TransferError:

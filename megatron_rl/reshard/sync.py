@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from megatron_rl.beside import beside
 from megatron_rl.reshard.delivery import Delivery
 from megatron_rl.reshard.digest import ReceiverLost, TransferError
 from megatron_rl.reshard.transport import Exchange, Sources, SyncReport
@@ -81,23 +80,9 @@ class DeliverySync:
         return {name: value for report in self.reports for name, value in report_metrics(report).items()}
 
 
-def beside(receive: Callable[[], SyncReport]) -> Future[SyncReport]:
-    """Runs beside the caller. A daemon, so that a wait for processes that are gone keeps no process from ending."""
-    future: Future[SyncReport] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(receive())
-        except BaseException as error:  # noqa: BLE001  # given to whoever asks for the result
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="receive", daemon=True).start()
-    return future
-
-
 def sent_and_received(send: Callable[[], None], receive: Callable[[], SyncReport]) -> SyncReport:
     """What was received while it was sent. A receiver that died or refused says why, which a sender can only guess."""
-    received = beside(receive)
+    received = beside(receive, "receive")
     try:
         send()
     except TransferError:
