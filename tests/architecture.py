@@ -15,22 +15,9 @@ IDEAS = ("stages", "samplers", "objectives", "rewards")
 MACHINES = ("actor", "rollout", "cluster", "data", "telemetry")
 FLOORS: Mapping[str, int] = (
     dict.fromkeys(("answers", "batch", "spec"), 0)
-    | {"ops": 1, "failures": 2}
+    | {"ops": 1, "failures": 2, "beside": 2}
     | dict.fromkeys(
-        (
-            "ports",
-            "accounting",
-            "beside",
-            "pipeline",
-            "combining",
-            "laws",
-            "budget",
-            "buffer",
-            "drawing",
-            "nursery",
-            "reshard",
-        ),
-        2,
+        ("ports", "accounting", "pipeline", "combining", "laws", "budget", "buffer", "drawing", "nursery", "reshard"), 2
     )
     | dict.fromkeys((*IDEAS, *MACHINES), 3)
     | dict.fromkeys(("loop", "ahead", "evaluate", "checkpoint", "replay"), 4)
