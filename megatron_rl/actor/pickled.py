@@ -1,4 +1,4 @@
-"""Which functions a pickle would call, told from its opcodes without loading it.
+"""Which functions a pickle would call and how much it would unfold to, told from its opcodes without loading it.
 
 Megatron's checkpoints hold pickles, torch's archives do, and a pickle calls whatever it names. All that can be called
 enters through an opcode that names a global, so a pickle that names only what is known calls only what is known.
@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import torch
 
+from megatron_rl.actor.unfolding import Unfolding
 from megatron_rl.spec.schema import SpecError
 
 LOADS_BYTES = "torch.storage _load_from_bytes"
@@ -40,7 +41,10 @@ _PICKLES_OF_THE_OLD_FORMAT = 5
 
 
 def look_through(content: bytes | BinaryIO, known: frozenset[str], where: str) -> None:
-    """Returns if the pickle names only what is known, as "module name"; SpecError, naming the first other, if not."""
+    """Returns if the pickle names only what is known, as "module name"; SpecError, naming the first other, if not.
+
+    One that unfolds to far more than it has bytes, or that is nested too deep to be worked with, is refused as well.
+    """
     stream = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
         for name, nested in _names(stream):
@@ -57,16 +61,18 @@ def look_through(content: bytes | BinaryIO, known: frozenset[str], where: str) -
         raise SpecError(f"{where} holds no readable pickle ({error}); nothing of it was loaded.") from None
 
 
-def look_through_archive(content: bytes, known: frozenset[str], where: str) -> None:
+def look_through_archive(content: bytes | BinaryIO, known: frozenset[str], where: str) -> None:
     """The same for what torch saved: pickles one after another, or a zip file with one."""
-    if not content.startswith(_ZIP):
-        stream = io.BytesIO(content)
+    stream = io.BytesIO(content) if isinstance(content, bytes) else content
+    is_zip = stream.read(len(_ZIP)) == _ZIP
+    stream.seek(0)
+    if not is_zip:
         for _ in range(_PICKLES_OF_THE_OLD_FORMAT):
             look_through(stream, known, where)
         return
     # Torch's own reader: another one could be shown another file in the same bytes.
     try:
-        archive = torch._C.PyTorchFileReader(io.BytesIO(content))
+        archive = torch._C.PyTorchFileReader(stream)
         records, pickle = archive.get_all_records(), archive.get_record("data.pkl")
     except RuntimeError as error:
         raise SpecError(f"{where} is no readable archive ({str(error).splitlines()[0]}).") from None
@@ -80,6 +86,7 @@ def _names(stream: BinaryIO) -> Iterator[tuple[str | None, bytes | None]]:
     memo: dict[object, str | None] = {}
     # Strings that are certainly on top of the stack, the last one topmost; None for a value that may be anything.
     top: list[str | None] = []
+    unfolding = Unfolding()
     for opcode, argument, _ in pickletools.genops(stream):
         name = opcode.name
         if name in _PUTS or name == "MEMOIZE":
@@ -100,3 +107,5 @@ def _names(stream: BinaryIO) -> Iterator[tuple[str | None, bytes | None]]:
             yield "something registered", None
         elif name in _BYTES:
             yield None, bytes(argument or b"")
+        unfolding.take(name, argument)
+    unfolding.end()

@@ -102,6 +102,8 @@ def _told(folder: Path, metadata: Metadata) -> Table:
 
 
 def _key(index: MetadataIndex) -> tuple[str, tuple[int, ...] | None]:
+    if not isinstance(index.fqn, str):
+        raise TypeError("a name is no text")
     return index.fqn, None if index.offset is None else tuple(index.offset)
 
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_rl.actor import table
 from megatron_rl.actor.pickled import LOADS_BYTES, TENSORS, look_through, look_through_archive
@@ -34,11 +37,12 @@ def check(folder: Path) -> table.Table:
     told = table.read(folder)
     look_through_archive(_bytes_of(folder / "common.pt"), TENSORS, str(folder / "common.pt"))
     harmless: set[bytes] = set()  # layers that have no state all say so in the same bytes
-    for piece in told.objects:  # tensors are loaded by weights alone
+    for piece in told.objects:
         content = _bytes_of(piece.file, piece.offset, piece.length)
         if content not in harmless:
             look_through_archive(content, TENSORS, f"{piece.file}, {piece.length} bytes from {piece.offset}")
             harmless.add(content)
+    _check_tensors(told)
     return told
 
 
@@ -51,6 +55,20 @@ def check_states(state: Mapping[str, object], where: str) -> None:
             raise SpecError(f"{where}: '{name}' should be a tensor of bytes or nothing, got {type(value).__name__}.")
         if value.numel():
             look_through(value.detach().cpu().numpy().tobytes(), SCALES, f"{where}: '{name}'")
+
+
+def _check_tensors(told: table.Table) -> None:
+    """Torch loads tensors by weights alone, which calls nothing but builds whatever they say; ranks share the work."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    pieces = [piece for tensor in told.tensors.values() for piece in tensor.pieces.values()]
+    for piece in pieces[rank::ranks]:
+        where = f"{piece.file}, {piece.length} bytes from {piece.offset}"
+        try:
+            with piece.file.open("rb") as stream:
+                view = cast(BinaryIO, _create_file_view(stream, piece.offset, piece.length))
+                look_through_archive(view, TENSORS, where)
+        except OSError as error:
+            raise SpecError(f"{where} cannot be read ({error}).") from None
 
 
 def _check_backends(path: Path) -> None:

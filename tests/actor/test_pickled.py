@@ -64,7 +64,7 @@ def test_values_and_what_is_known_pass(protocol):
         (b"\x80\x04\x8c\x05torchq\x00\x8c\x05posixq\x000\x8c\x04Size0h\x00\x8c\x06system\x93.", "posix system"),
         (b"\x80\x04\x8c\x05posix\x8c\x06system\x8c\x05torch\x8c\x04Size00\x93.", "something hidden"),
         (b"\x80\x04\x8c\x05torch\x8c\x04Size\x85\x8c\x01x\x93.", "something hidden"),
-        (b"\x80\x04h\x05h\x06\x93.", "something hidden"),
+        (b"\x80\x04N\x94h\x00h\x00\x93.", "something hidden"),
         (b"\x80\x04\x93.", "something hidden"),
         (b"\x80\x02\x82\x01.", "something registered"),
     ],

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import types
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import make_dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from megatron_rl.spec.schema import SpecError
 from tests import ranks
 from tests.actor.saving_programs import learner, save_fresh
 from tests.actor.test_pickled import Canary, saved
+from tests.actor.test_unfolding import LAUGHS, tuples
 from tests.fakes.tiny_models import tiny_folder
 
 
@@ -135,6 +137,45 @@ def test_a_missing_or_damaged_file_is_named(home, tmp_path, name):
         trust.check(folder)
     (folder / name).unlink()
     with pytest.raises(SpecError, match=re.escape(name)):
+        trust.check(folder)
+
+
+class Hashed:
+    """Hashes a tuple that doubles again and again, when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[list[tuple[object, int]]]]:
+        return OrderedDict, ([(tuples(LAUGHS), 0)],)
+
+
+def laughing_contents(folder: Path) -> None:
+    metadata = contents_of(folder)
+    metadata.planner_data = Hashed()
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+def laughing_common(folder: Path) -> None:
+    (folder / "common.pt").write_bytes(saved({"content_metadata": Hashed()}))
+
+
+def laughing_tensor(folder: Path) -> None:
+    metadata = contents_of(folder)
+    index = next(one for one in metadata.storage_data if one.offset is not None)
+    info = metadata.storage_data[index]
+    file = folder / info.relative_path
+    content, laughing = file.read_bytes(), saved(Hashed())
+    file.write_bytes(content + laughing)
+    metadata.storage_data[index] = replace(info, offset=len(content), length=len(laughing))
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+@pytest.mark.parametrize(
+    "place", [laughing_contents, laughing_common, laughing_tensor], ids=lambda place: place.__name__
+)
+def test_what_would_be_worked_on_for_ever_is_refused_before_it_is_built(home, tmp_path, place):
+    folder = Path(shutil.copytree(home / "good", tmp_path / "bad"))
+    place(folder)
+    where = r"(\.metadata|common\.pt|\.distcp, \d+ bytes from \d+)"
+    with pytest.raises(SpecError, match=where + " holds no readable pickle .*unfolds"):
         trust.check(folder)
 
 
