@@ -7,6 +7,7 @@ signal or for lack of time and is saved: the same command goes on with it; 130 i
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import signal
@@ -17,7 +18,7 @@ from importlib import import_module
 from typing import Final, Protocol
 
 from megatron_rl import __version__, commands
-from megatron_rl.commands.exits import DONE, INTERRUPTED, WRONG
+from megatron_rl.commands.exits import DONE, FAILED, INTERRUPTED, WRONG
 from megatron_rl.spec.schema import SpecError, nearest
 
 COMMANDS: Final[Mapping[str, str]] = {
@@ -34,6 +35,9 @@ COMMANDS: Final[Mapping[str, str]] = {
     "convert": "Converts Hugging Face folders to checkpoints and back.",
 }
 """Each is a file of `commands/`, where a dash is an underscore."""
+
+DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+"""A disk that is full, read-only, broken or gone; other errors of files are a command's own to explain, or bugs."""
 
 COMPLAINTS: Final = (
     "(Transformer Engine and )?Apex (is|are) not installed",
@@ -57,7 +61,19 @@ class Command(Protocol):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand and gives its exit code."""
-    code = _run(*((sys.argv[1:] if arguments is None else arguments) or ["--help"]))
+    words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    code = DONE
+    try:
+        code = _run(*words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has seen enough
+        _say_no_more()
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        _say_no_more()
+        print(f"megatron-rl {words[0]} could not read, write or print what it should ({error}).", file=sys.stderr)
+        code = code or FAILED
     if code == INTERRUPTED and arguments is None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C, while Python leaves, changes nothing
     return code
@@ -84,9 +100,11 @@ def _run(name: str, *rest: str) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted; begin again with: {shlex.join(['megatron-rl', name, *rest])}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+
+
+def _say_no_more() -> None:
+    """Python writes what is left once more at its end, and would then tell of it and not of what went wrong."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

@@ -30,6 +30,7 @@ from megatron_rl.signals import listening
 from megatron_rl.spec.describe import as_yaml
 from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError
+from megatron_rl.telemetry.sink import writing
 
 CUT = tuple(f"actor.{field.name}" for field in fields(Parallel))
 """How the actor is cut over ranks: parameters and moments are the same at any other, last bits of a step are not."""
@@ -38,7 +39,7 @@ MACHINES = (
     *(f"rollout.vllm.{field.name}" for field in fields(Vllm) if field.name != "context"),
 )
 """What else other machines ask for: how much is computed at once, what is kept of it, and where engines stand."""
-SCHEDULE = tuple(f"schedule.{name}" for name in ("steps", "save_every", "keep", "evaluate_every", "max_waves"))
+SCHEDULE = tuple(f"schedule.{name}" for name in ("steps", "save_every", "save_async", "keep", "evaluate_every", "max_waves"))
 """When a run ends, saves and measures; `schedule.ahead` says which weights write what."""
 DRIVER_LOG = "logs/driver.log"
 """The traceback of the driver, where the last attempt ended with one."""
@@ -131,7 +132,6 @@ def _rewards_of(judged: Batch) -> dict[str, list[float]]:
 
 def _claim(run: loop.Run, spec: RunSpec) -> None:
     """Writes what the run is made of into its folder; refuses a folder that another configuration began."""
-    run.folder.mkdir(parents=True, exist_ok=True)
     path = run.folder / "spec.yaml"
     if path.exists():
         began = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -143,14 +143,16 @@ def _claim(run: loop.Run, spec: RunSpec) -> None:
                 "give the run another run.name, or remove the folder."
             )
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(as_yaml(spec), encoding="utf-8")
-    aside.replace(path)
     facts = "".join(f"{line}\n" for line in preview.lines(spec))
-    (run.folder / "plan.txt").write_text(facts, encoding="utf-8")
-    (run.folder / DRIVER_LOG).unlink(missing_ok=True)
     code, record = own_code(spec), run.folder / "environment.json"
     told(code, record)
-    record.write_text(json.dumps(environment() | code, indent=1))
+    with writing(run.folder):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        aside.write_text(as_yaml(spec), encoding="utf-8")
+        aside.replace(path)
+        (run.folder / "plan.txt").write_text(facts, encoding="utf-8")
+        (run.folder / DRIVER_LOG).unlink(missing_ok=True)
+        record.write_text(json.dumps(environment() | code, indent=1))
 
 
 def _keep_traceback(folder: Path) -> None:

@@ -29,10 +29,9 @@ def alone_in(folder: Path, lease_s: float = LEASE_S) -> Iterator[None]:
 
     A holder on another machine may have died with it and is waited for, a holder on this one lives.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path, machine = folder / FILE, socket.gethostname()
     ends, is_told = time.monotonic() + lease_s, False
-    while (held := _taken(path)) is None:
+    while (held := _taken(path, f"{machine} {os.getpid()}")) is None:
         holder = _holder(path)
         if holder.partition(" ")[0] == machine or time.monotonic() >= ends:
             raise SpecError(
@@ -44,18 +43,29 @@ def alone_in(folder: Path, lease_s: float = LEASE_S) -> Iterator[None]:
         is_told = True
         time.sleep(min(LOOK_S, lease_s))
     try:
-        os.ftruncate(held, 0)
-        os.write(held, f"{machine} {os.getpid()}\n".encode())
         yield
     finally:
         with suppress(OSError):  # a disk that takes no more leaves the file, which nobody holds
             path.unlink(missing_ok=True)
             folder.rmdir()  # only where nothing was begun in it
-        os.close(held)
+        with suppress(OSError):  # a disk that is gone says so once more
+            os.close(held)
 
 
-def _taken(path: Path) -> int | None:
-    """A descriptor that holds the lock; None where another process does."""
+def _taken(path: Path, who: str) -> int | None:
+    """A descriptor that holds the lock and says who does; None where another process does."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = _locked(path)
+        if held is not None:
+            os.ftruncate(held, 0)
+            os.write(held, f"{who}\n".encode())
+        return held
+    except OSError as error:
+        raise OSError(f"{path} cannot be locked for this run ({error.strerror}); see to its disk.") from error
+
+
+def _locked(path: Path) -> int | None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

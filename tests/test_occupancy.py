@@ -11,6 +11,7 @@ import pytest
 from megatron_rl import occupancy
 from megatron_rl.occupancy import FILE, alone_in
 from megatron_rl.spec.schema import SpecError
+from tests.lost_disks import lost_disk
 
 HOLDS = """
 import sys, time
@@ -72,6 +73,14 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
     with alone_in(tmp_path):
         pass
     assert "nothing keeps a second process from training in it" in capsys.readouterr().err
+
+
+def test_a_disk_that_went_away_is_told_with_the_lock_and_hides_nothing_else(tmp_path):
+    with lost_disk(tmp_path) as disk:
+        with alone_in(disk.at / "run"):
+            disk.lose()
+        with pytest.raises(OSError, match=r"/run/\.occupied cannot be locked for this run \(Stale file handle\)"):
+            alone_in(disk.at / "run").__enter__()
 
 
 def test_a_link_in_place_of_the_lock_leads_nowhere(tmp_path):

@@ -54,9 +54,16 @@ def _trained(spec: RunSpec, budget: Budget | None, again: str) -> int:
         raise
     except launch.FAILURES as error:
         # What was known first; the failure itself, with the first failing rank's traceback, stands last.
-        print(*getattr(error, "__notes__", []), f"the run in {folder} failed: {error}", sep="\n", file=sys.stderr)
+        told = f"the run in {folder} failed: {_sentence(error)}"
+        print(*getattr(error, "__notes__", []), told, sep="\n", file=sys.stderr)
         return FAILED
     return DONE
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename} could not be read or written ({error.strerror})"
+    return str(error)
 
 
 def _shown(config: Path, settings: Sequence[str]) -> int:

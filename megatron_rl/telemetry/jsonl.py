@@ -16,7 +16,7 @@ from typing import NamedTuple
 from megatron_rl.batch.batch import Batch
 from megatron_rl.ports import Evaluation
 from megatron_rl.telemetry.points import WHOLE, Point, evaluation_of, flat, point_of
-from megatron_rl.telemetry.sink import RunFacts
+from megatron_rl.telemetry.sink import RunFacts, writing
 
 FILE = "metrics.jsonl"
 KINDS = ("step", "evaluation")
@@ -38,8 +38,9 @@ class JsonlFile:
 
     def start(self, run: RunFacts) -> None:
         self._path = run.folder / FILE
-        run.folder.mkdir(parents=True, exist_ok=True)
-        truncate(self._path, run.step)
+        with writing(self._path):
+            run.folder.mkdir(parents=True, exist_ok=True)
+            truncate(self._path, run.step)
         self._evaluated = {evaluation.step for evaluation in read_history(run.folder).evaluations}
 
     def wave(self, done: int, total: int, tokens: int) -> None:
@@ -60,7 +61,7 @@ class JsonlFile:
     def _append(self, kind: str, numbers: Mapping[str, float]) -> None:
         if self._path is None:
             raise RuntimeError("metrics.jsonl was written to before the run started; call start() first")
-        with self._path.open("a", encoding="utf-8") as stream:
+        with writing(self._path), self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"kind": kind} | {name: _plain(value) for name, value in numbers.items()}) + "\n")
 
 

@@ -15,7 +15,7 @@ from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import TOKENS
 from megatron_rl.ports import Evaluation
 from megatron_rl.telemetry.points import Point
-from megatron_rl.telemetry.sink import RunFacts
+from megatron_rl.telemetry.sink import RunFacts, writing
 
 FOLDER, PIECES = "rollouts", "pieces.json"
 _NAME = re.compile(r"step_(\d+)\.parquet")
@@ -38,11 +38,12 @@ class RolloutFiles:
         """Removes the files of steps that will be made again."""
         self._run = run
         folder = run.folder / FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        for step, path in rollout_files(run.folder).items():
-            if step > run.step:
-                path.unlink()
-        self._pieces = read_pieces(folder)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for step, path in rollout_files(run.folder).items():
+                if step > run.step:
+                    path.unlink()
+            self._pieces = read_pieces(folder)
 
     def wave(self, done: int, total: int, tokens: int) -> None:
         """Waves leave no file."""
@@ -54,11 +55,13 @@ class RolloutFiles:
             return
         path = self._run.folder / FOLDER / f"step_{point.step:06d}.parquet"
         aside = path.with_name(f".{path.name}.partial")
-        batch.write_parquet(aside)
-        os.replace(aside, path)
-        self._learn_pieces(batch, path.parent, self._run)
-        if self._keep:
-            for old in list(rollout_files(self._run.folder).values())[: -self._keep]:
+        with writing(path):
+            batch.write_parquet(aside)
+            os.replace(aside, path)
+        with writing(path.with_name(PIECES)):
+            self._learn_pieces(batch, path.parent, self._run)
+        with writing(path.parent):
+            for old in list(rollout_files(self._run.folder).values())[: -self._keep] if self._keep else ():
                 old.unlink()
 
     def evaluation(self, evaluation: Evaluation) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,4 +42,10 @@ def open_telemetry(
     if settings.wandb != "off":
         optional.append(WandbRun(project=settings.wandb_project, mode=settings.wandb))
     required: list[Sink] = [JsonlFile(), RolloutFiles(every=settings.rollouts_every, keep=settings.rollouts_keep)]
-    return Fanout(folder=folder, required=required, optional=optional, warn=console.warn, spec=spec, piece=piece)
+    return Fanout(folder=folder, required=required, optional=optional, warn=_told, spec=spec, piece=piece)
+
+
+def _told(line: str) -> None:
+    """The console is one of those that may fail; where nothing can be said any more, the run still is not the worse."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +31,19 @@ class RunFacts:
     @property
     def name(self) -> str:
         return self.folder.name
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what is written there: a disk that is full, locked or gone names no file of its own accord."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
+        raise OSError(
+            f"{path} could not be written ({reason}), and the checkpoints stand as they were; see to its disk and run "
+            "the same command again"
+        ) from error
 
 
 class Sink(Protocol):

@@ -1,6 +1,8 @@
 """The contract of a sink, held by every one of them."""
 
+import errno
 import io
+import os
 
 import pytest
 from rich.console import Console
@@ -11,6 +13,8 @@ from megatron_rl.telemetry.jsonl import JsonlFile
 from megatron_rl.telemetry.rollouts import RolloutFiles
 from megatron_rl.telemetry.sink import RunFacts
 from tests.fakes.run_folder import evaluation, rollout_batch, step_record
+from tests.lost_disks import lost_disk
+from tests.small_disks import fill, small_disk
 
 
 def terminal():
@@ -53,6 +57,39 @@ def test_a_run_that_ends_before_its_first_step_closes(make, tmp_path):
     run.start(0, 5)
     run.close("interrupted")
     run.close("interrupted")
+
+
+FILES = {JsonlFile: "metrics.jsonl", RolloutFiles: "rollouts/step_000001.parquet"}
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.EROFS])
+def test_a_disk_that_goes_away_is_told_with_the_file_it_did_not_take(tmp_path, code):
+    with lost_disk(tmp_path) as disk:
+        for make, name in FILES.items():
+            run = Fanout(folder=disk.at / "run", required=[make()])
+            run.start(0, 1)
+            disk.lose(code)
+            with pytest.raises(
+                OSError, match=rf"^{disk.at}/run/{name} could not be written \({os.strerror(code)}\)"
+            ) as told:
+                run.step(step_record(1), rollout_batch(1))
+            assert "\n" not in str(told.value)
+            with pytest.raises(OSError, match=os.strerror(code)):
+                Fanout(folder=disk.at / "run", required=[make()]).start(1, 2)
+            disk.find()
+            run.step(step_record(1), rollout_batch(1))
+            assert (disk.at / "run" / name).stat().st_size
+
+
+def test_a_disk_that_is_full_is_told_with_the_file_it_did_not_take(tmp_path):
+    with small_disk(tmp_path, mebibytes=2) as disk:
+        for make, name in FILES.items():
+            run = Fanout(folder=disk / "run", required=[make()])
+            run.start(0, 1)
+            filler = fill(disk)
+            with pytest.raises(OSError, match=rf"{disk}/run/{name} could not be written \(.*No space left on device"):
+                run.step(step_record(1), rollout_batch(1))
+            filler.unlink()
 
 
 def test_a_run_is_called_what_its_folder_is_called(tmp_path):
