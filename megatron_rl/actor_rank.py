@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +54,8 @@ class ActorRank:
     def update_critic(self, batch: Batch) -> Update:
         return self._critic.update(batch)
 
-    def save(self, folder: Path) -> None:
-        self.actor.save(folder)
+    def save(self, folder: Path) -> Future[None]:
+        return self.actor.save(folder)
 
     def load(self, folder: Path) -> None:
         self.actor.load(folder)

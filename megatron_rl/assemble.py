@@ -28,7 +28,7 @@ from megatron_rl.data.tokenizer import Tokenizer, decoder, load_tokenizer
 from megatron_rl.data.values import read_values
 from megatron_rl.evaluate import EvaluationSettings, HeldOut
 from megatron_rl.ideas import read_ideas
-from megatron_rl.loop import Feed, InTurn, Run, Schedule
+from megatron_rl.loop import Feed, InTurn, Run
 from megatron_rl.pipeline import chain
 from megatron_rl.ports import Context, Telemetry
 from megatron_rl.processes import Apart, Cast, Engine, in_this_process
@@ -41,6 +41,7 @@ from megatron_rl.rollout.settings import SamplingSettings
 from megatron_rl.rollout.vllm import ServedModel, Vllm
 from megatron_rl.rollout.vllm_engine import VllmEngine
 from megatron_rl.rollout.vocabulary import Vocabulary, end_tokens
+from megatron_rl.schedule import Schedule
 from megatron_rl.spec.resolve import build
 from megatron_rl.spec.run import ModelSettings, RunSettings, RunSpec
 from megatron_rl.spec.schema import SpecError
@@ -136,6 +137,7 @@ def value_fingerprint(spec: RunSpec) -> dict[str, object]:
 def close(run: Run, reason: str) -> None:
     """Ends every machine of the run, once nobody is at work on them."""
     run.feed.close()
+    run.saver.leave()
     run.telemetry.close(reason)
     for name in ("judge", "engine", "actor", "inlet", "cluster"):
         if name in run.machines:

@@ -22,3 +22,10 @@ def beside(work: Callable[[], Result], name: str) -> Future[Result]:
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return future
+
+
+def finished(result: Result) -> Future[Result]:
+    """A result that is there already, where one is expected later."""
+    future: Future[Result] = Future()
+    future.set_result(result)
+    return future

@@ -39,8 +39,7 @@ class Budget:
         """Whether no save has been measured: the first step of a job is saved, so that the last one surely can be."""
         return self.save_s is None
 
-    @property
-    def is_spent(self) -> bool:
-        """Whether another step and the save after it might not fit."""
-        needed = STRETCH * (self.step_s + (self.save_s or 0.0)) + self.margin_s
+    def is_spent(self, is_saving: bool = False) -> bool:
+        """Whether another step and the save after it might not fit, and before that the save that is on its way."""
+        needed = STRETCH * (self.step_s + (1 + is_saving) * (self.save_s or 0.0)) + self.margin_s
         return self.now() + needed > self.ends_at

@@ -8,29 +8,24 @@ does `latest` name it, with the seal of its manifest. A process killed at any mo
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
-import stat
 import sys
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from megatron_rl.batch.memory import Memory, read_memory, write_memory
+from megatron_rl import manifest
+from megatron_rl.batch.memory import Memory, copied, read_memory, write_memory
+from megatron_rl.beside import beside
+from megatron_rl.manifest import CheckpointError as CheckpointError
 from megatron_rl.ports import Actor
 
 _PARTIAL = ".partial_"
-_CHUNK_BYTES = 1 << 22
 _NAME = re.compile(r"step_(\d{6,})(?:_(\d+))?")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, and why, in one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +37,36 @@ class Saved:
     facts: Mapping[str, object]
 
 
+def begin(root: Path, step: int, actor: Actor, memory: Memory, facts: Mapping[str, object]) -> Future[Saved]:
+    """Takes aside what is to be saved, and writes `root/step_…` beside what comes next.
+
+    It gets its name as a whole, and then `latest` is switched to it. A disk that takes no more leaves what was there.
+    """
+    partial_folder, aside = root / f"{_PARTIAL}step_{step:06d}", copied(memory)
+    with _explaining(root, step), _or_removed(partial_folder):
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_partial(root)
+        partial_folder.mkdir()
+        written = actor.save(partial_folder / "actor")
+
+    def finish() -> Saved:
+        with _explaining(root, step), _or_removed(partial_folder):
+            written.result()
+            write_memory(aside, partial_folder / "memory")
+            return _landed(partial_folder, root, step, facts)
+
+    return beside(finish, "checkpoint")
+
+
 def save(root: Path, step: int, actor: Actor, memory: Memory, facts: Mapping[str, object]) -> Saved:
-    """Writes `root/step_…` atomically and switches `latest` to it. A disk that takes no more leaves what was there."""
+    """The same, at once."""
+    return begin(root, step, actor, memory, facts).result()
+
+
+@contextmanager
+def _explaining(root: Path, step: int) -> Iterator[None]:
     try:
-        return _save(root, step, actor, memory, facts)
+        yield
     except OSError as error:
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {root} ({error.strerror or error}), and the one "
@@ -53,23 +74,20 @@ def save(root: Path, step: int, actor: Actor, memory: Memory, facts: Mapping[str
         ) from error
 
 
-def _save(root: Path, step: int, actor: Actor, memory: Memory, facts: Mapping[str, object]) -> Saved:
-    final, partial = _free_name(root, step), root / f"{_PARTIAL}step_{step:06d}"
-    root.mkdir(parents=True, exist_ok=True)
-    _remove_partial(root)
-    partial.mkdir()
+@contextmanager
+def _or_removed(folder: Path) -> Iterator[None]:
     try:
-        actor.save(partial / "actor")
-        write_memory(memory, partial / "memory")
-        files = _digests(partial, _names(partial))
-        manifest: dict[str, object] = {"step": step, "facts": json.loads(json.dumps(dict(facts))), "files": files}
-        seal = _seal(manifest)
-        (partial / "manifest.json").write_text(_rendered(manifest | {"seal": seal}))
-        _flush_tree(partial)
-        partial.rename(final)
+        yield
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _landed(partial: Path, root: Path, step: int, facts: Mapping[str, object]) -> Saved:
+    """The folder under its name, on disk, and named by `latest`; other saves of its step are gone."""
+    final, seal = _free_name(root, step), manifest.write(partial, step, facts)
+    _flush_tree(partial)
+    partial.rename(final)
     _flush(root)
     _switch(root / "latest", final.name, seal)
     for other in _own(root):
@@ -86,14 +104,14 @@ def latest(root: Path) -> Path | None:
     """
     pointer, there = root / "latest", folders(root)
     if not pointer.exists():
-        whole = [folder for folder in there if (folder / "manifest.json").exists()]
+        whole = [folder for folder in there if (folder / manifest.NAME).exists()]
         if there and not whole:
             names = [folder.name for folder in there]
             raise CheckpointError(f"{pointer} is missing, and none of {names} beside it is whole; there is no resuming")
         return whole[-1] if whole else None
-    named = _text(pointer, f"{pointer} is damaged")
+    named = manifest.text_of(pointer, f"{pointer} is damaged")
     for folder in there:
-        if named.startswith(f"{folder.name} ") and named == _pointer(folder.name, str(_manifest(folder)["seal"])):
+        if named.startswith(f"{folder.name} ") and named == _pointer(folder.name, str(manifest.read(folder)["seal"])):
             return folder
     raise CheckpointError(
         f"{pointer} is damaged or names a checkpoint that is not here: it says {named!r}, and there are "
@@ -118,9 +136,9 @@ def load(folder: Path, actor: Actor) -> tuple[Saved, Memory]:
 
 def verify(folder: Path) -> Saved:
     """Reads every byte and compares with the manifest. Raises naming the first file that differs."""
-    present = set(_names(folder)) - {"manifest.json"}
-    manifest = _manifest(folder)
-    listed: dict[str, dict[str, object]] = manifest["files"]
+    present = set(manifest.names(folder)) - {manifest.NAME}
+    told = manifest.read(folder)
+    listed: dict[str, dict[str, object]] = told["files"]
     for name in sorted(listed.keys() - present):
         raise CheckpointError(
             f"checkpoint {folder} lacks the file '{name}' that its manifest lists; it cannot be resumed from"
@@ -129,13 +147,13 @@ def verify(folder: Path) -> Saved:
         raise CheckpointError(
             f"checkpoint {folder} holds the file '{name}' that its manifest does not list; it cannot be trusted"
         )
-    found = _digests(folder, sorted(listed))
+    found = manifest.digests(folder, sorted(listed))
     for name in sorted(listed):
         if found[name] != listed[name]:
             raise CheckpointError(
                 f"checkpoint {folder}: file '{name}' is damaged, expected {listed[name]}, found {found[name]}"
             )
-    return Saved(folder=folder, step=manifest["step"], facts=manifest["facts"])
+    return Saved(folder=folder, step=told["step"], facts=told["facts"])
 
 
 def prune(root: Path, keep: int) -> list[Path]:
@@ -182,78 +200,6 @@ def _order(folder: Path) -> tuple[int, int]:
     found = _NAME.fullmatch(folder.name)
     assert found is not None, "only folders named by `save` are put in order"
     return int(found[1]), int(found[2] or 1)
-
-
-def _text(path: Path, complaint: str) -> str:
-    """A file of ours. Anything but a plain file is refused unopened: a pipe would be waited for, a link leads away."""
-    try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise CheckpointError(f"{complaint} (it is a link, a folder or a device where a file is expected)")
-        return path.read_bytes().decode()
-    except FileNotFoundError:
-        raise
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{complaint} ({error})") from None
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    complaint = f"checkpoint {folder}: 'manifest.json' is damaged"
-    try:
-        text = _text(folder / "manifest.json", complaint)
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"checkpoint {folder} lacks 'manifest.json'; it was never finished or has been damaged"
-        ) from None
-    try:
-        manifest = dict(json.loads(text))
-        is_typed = type(manifest["step"]) is int and all(type(manifest[name]) is dict for name in ("facts", "files"))
-        if not is_typed or manifest["step"] < 0:
-            raise TypeError("'step', 'facts' or 'files' has the wrong type or is negative")
-        unsealed = {name: value for name, value in manifest.items() if name != "seal"}
-        if manifest.get("seal") != _seal(unsealed) or text != _rendered(manifest):
-            raise ValueError("its seal does not match its content")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{complaint} ({error})") from None
-    return manifest
-
-
-def _rendered(manifest: Mapping[str, object]) -> str:
-    return json.dumps(manifest, indent=1, sort_keys=True)
-
-
-def _seal(manifest: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _names(folder: Path) -> list[str]:
-    """The files of a checkpoint. Links are refused: what they lead to can change while every digest still matches."""
-    found: list[str] = []
-    for path in sorted(folder.rglob("*")):
-        mode, name = path.lstat().st_mode, str(path.relative_to(folder))
-        if stat.S_ISREG(mode):
-            found.append(name)
-        elif not stat.S_ISDIR(mode):
-            raise CheckpointError(
-                f"checkpoint {folder} holds '{name}', which is a link or a device; only files are trusted"
-            )
-    return found
-
-
-def _digests(folder: Path, names: list[str]) -> dict[str, dict[str, object]]:
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
-
-
-def _digest(path: Path) -> dict[str, object]:
-    sha, size = hashlib.sha256(), 0
-    try:
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                sha.update(chunk)
-                size += len(chunk)
-    except OSError as error:
-        raise CheckpointError(f"the checkpoint's file '{path}' cannot be read ({error})") from None
-    return {"bytes": size, "sha256": sha.hexdigest()}
 
 
 def _remove_partial(root: Path) -> None:

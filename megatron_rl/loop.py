@@ -8,9 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Protocol
-
-from annotated_types import Ge
+from typing import Protocol
 
 from megatron_rl import checkpoint
 from megatron_rl.batch.batch import Batch
@@ -31,26 +29,10 @@ from megatron_rl.ports import (
     Update,
     WeightSync,
 )
+from megatron_rl.saver import Saver
+from megatron_rl.schedule import Schedule
 
 SAMPLER, BUFFER = "sampler", "buffer"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """When things happen, in steps; 0 means never."""
-
-    steps: Annotated[int, Ge(0)]
-    """Updates of the weights that the run is made of."""
-    save_every: Annotated[int, Ge(0)] = 0
-    """A checkpoint after each n-th step and after the last; 0 saves only where something stops the run."""
-    keep: Annotated[int, Ge(1)] = 2
-    """Checkpoints kept, the newest ones."""
-    evaluate_every: Annotated[int, Ge(0)] = 0
-    """Held-out prompts are asked before the first step and after each n-th; 0 never."""
-    max_waves: Annotated[int, Ge(1)] = 50
-    """Trips to the engine without a full batch before the run stops and says so."""
-    ahead: Annotated[int, Ge(0)] = 0
-    """Steps by which rollouts are written ahead while the actor learns; they lag by as many versions. 0 takes turns."""
 
 
 class Feed(Protocol):
@@ -124,9 +106,13 @@ class Run:
     parts: dict[str, float] = field(default_factory=dict)
     """Of these seconds, by phase and stage."""
     save_s: float = 0.0
-    """What the last save took, until a step has told it."""
+    """What the last save kept the run, until a step has told it."""
     phase: str = "start"
     """What it was last busy with, for whoever tells how it ended."""
+    saver: Saver = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.saver = Saver(root=self.folder / "checkpoints", keep=self.schedule.keep)
 
     def context(self, version: int) -> Context:
         return Context(step=self.step, version=version, seed=self.seed, machines=self.machines)
@@ -134,7 +120,7 @@ class Run:
     def steps(self) -> Iterator[int]:
         """The steps left to do. `self.step` counts the finished ones."""
         while self.step < self.schedule.steps:
-            if self.budget is not None and self.budget.is_spent:
+            if self.budget is not None and self.budget.is_spent(is_saving=self.saver.is_busy):
                 self.stopping = self.stopping or "out of time"
             if self.stopping:
                 return
@@ -172,8 +158,8 @@ def train(run: Run) -> None:
         result = _evaluate(run, due=_is_due(run, run.schedule.evaluate_every))
         _tell_step(run, batch, update)
         _tell(run, result)
-        _save(run, due=_is_due(run, run.schedule.save_every) or (run.budget is not None and run.budget.needs_save))
-    _save(run, due=bool(run.step and (run.schedule.save_every or run.stopping)))
+        _save(run, due=_is_due(run, run.schedule.save_every), may_wait=not run.schedule.save_async)
+    _save(run, due=bool(run.step and (run.schedule.save_every or run.stopping)), may_wait=True)
 
 
 def next_batch(run: Run, context: Context) -> Batch:
@@ -194,7 +180,7 @@ def next_batch(run: Run, context: Context) -> Batch:
 
 def resume(run: Run) -> bool:
     """Takes up the latest checkpoint of the run's folder. False where there is none."""
-    folder = checkpoint.latest(run.folder / "checkpoints")
+    folder = checkpoint.latest(run.saver.root)
     if folder is None:
         return False
     saved, memory = checkpoint.load(folder, run.actor)
@@ -242,13 +228,21 @@ def _tell(run: Run, result: Evaluation | None) -> None:
         run.telemetry.evaluation(result)
 
 
-def _save(run: Run, due: bool) -> None:
-    if due and run.saved_step != run.step:
-        root = run.folder / "checkpoints"
+def _save(run: Run, due: bool, may_wait: bool) -> None:
+    """Begins what is due, and waits where it may, as for the first save of a job, so that time is kept for the last."""
+    if run.saver.look() and run.budget is not None:
+        run.budget.learn({"save": run.saver.landed_s})
+    is_first = run.budget is not None and run.budget.needs_save
+    if (due or is_first) and run.saved_step != run.step:
         with run.timer("save"):
-            checkpoint.save(root, run.step, run.actor, dict(run.memories), run.facts)
-        checkpoint.prune(root, run.schedule.keep)
-        run.saved_step, run.save_s = run.step, run.seconds["save"]
+            run.saver.begin(run.step, run.actor, run.memories, run.facts)
+            run.saved_step = run.step
+            if is_first:
+                run.saver.finish()
+    if may_wait and run.saver.is_busy:
+        with run.timer("save"):
+            run.saver.finish()
+    run.save_s += run.seconds.get("save", 0.0)
 
 
 def _update(run: Run, batch: Batch) -> Update:
@@ -281,7 +275,7 @@ def _tell_step(run: Run, batch: Batch, update: Update) -> None:
     record = StepRecord(
         step=run.step,
         seconds={**run.seconds, **before},
-        parts=dict(run.parts),
+        parts={**run.parts, **run.saver.take_news()},
         metrics={**batch.metrics, **update.metrics, **run.weights.metrics, **run.feed.metrics, **failed.metrics},
         rollouts=len(batch),
     )

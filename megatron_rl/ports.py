@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, runtime_checkable
@@ -93,7 +94,8 @@ class Actor(Protocol):
     def score(self, batch: Batch, policy: Policy = "current") -> Ragged:
         """Log-probability of each response token, training state untouched."""
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> Future[None]:
+        """Takes aside what is to be saved, and writes it beside what comes next; OSError where a disk is full."""
 
     def load(self, folder: Path) -> None: ...
 
@@ -169,9 +171,7 @@ class Context:
 
     def _machine(self, name: str) -> object:
         if name not in self.machines:
-            raise LookupError(
-                f"this step has no {name}; a stage that needs it says so in `uses`, it has {sorted(self.machines)}"
-            )
+            raise LookupError(f"this step has no {name}; a stage says so in `uses`, it has {sorted(self.machines)}")
         return self.machines[name]
 
 
@@ -266,7 +266,7 @@ class StepRecord:
     metrics: Mapping[str, float]
     rollouts: int
     parts: Mapping[str, float] = field(default_factory=dict)
-    """Of these, or beside them where rollouts are written ahead: collect/sampler, learn/advantage and so on."""
+    """Of these, or beside them, as rollouts that are written ahead: collect/sampler, learn/advantage, save/landed."""
 
 
 @dataclass(frozen=True, kw_only=True)

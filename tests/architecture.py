@@ -15,12 +15,12 @@ IDEAS = ("stages", "samplers", "objectives", "rewards")
 MACHINES = ("actor", "rollout", "cluster", "data", "telemetry")
 FLOORS: Mapping[str, int] = (
     dict.fromkeys(("answers", "batch", "spec"), 0)
-    | {"ops": 1, "failures": 2, "beside": 2}
+    | {"ops": 1, "failures": 2, "beside": 2, "manifest": 2, "schedule": 2}
     | dict.fromkeys(
         ("ports", "accounting", "pipeline", "combining", "laws", "budget", "buffer", "drawing", "nursery", "reshard"), 2
     )
     | dict.fromkeys((*IDEAS, *MACHINES), 3)
-    | dict.fromkeys(("loop", "ahead", "evaluate", "checkpoint", "replay"), 4)
+    | dict.fromkeys(("loop", "ahead", "evaluate", "checkpoint", "saver", "replay"), 4)
     | dict.fromkeys(
         (
             *("cli", "commands", "launch", "signals", "occupancy", "own_code", "assemble", "ideas", "processes"),

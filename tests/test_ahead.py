@@ -8,9 +8,10 @@ import torch
 
 from megatron_rl.ahead import AHEAD, AbandonedError, Ahead
 from megatron_rl.batch.columns import SEED, TOKEN_VERSIONS, VERSION
-from megatron_rl.loop import Schedule, resume, train
+from megatron_rl.loop import resume, train
 from megatron_rl.pipeline import chain
 from megatron_rl.samplers.uniform import Uniform
+from megatron_rl.schedule import Schedule
 from megatron_rl.stages.advantage import Advantage
 from megatron_rl.stages.generate import Generate
 from megatron_rl.stages.judge import Judge

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_rl import checkpoint, loop
 from megatron_rl.budget import Budget
-from megatron_rl.loop import Schedule
+from megatron_rl.schedule import Schedule
 from tests.test_loop import make_run
 
 
@@ -16,9 +16,9 @@ def budget(left_s, **more):
 
 
 def test_a_step_and_its_save_must_fit_with_room_to_spare():
-    assert not budget(1000, margin_s=10).is_spent
-    assert budget(1000, margin_s=10, step_s=500, save_s=200).is_spent
-    assert budget(5, margin_s=10).is_spent
+    assert not budget(1000, margin_s=10).is_spent()
+    assert budget(1000, margin_s=10, step_s=500, save_s=200).is_spent()
+    assert budget(5, margin_s=10).is_spent()
 
 
 def test_the_longest_step_and_save_count():
@@ -51,7 +51,7 @@ def test_the_last_save_lands_in_time_whatever_the_setup_took(seed):
     chance, clock = random.Random(seed), Clock(0.3 * 600)
     step, save = chance.uniform(1, 60), chance.uniform(1, 30)
     job, steps = Budget(ends_at=600.0, now=clock), 0
-    while not job.is_spent:
+    while not job.is_spent():
         seconds = {"collect": step * chance.uniform(0.7, 1.0)}
         if job.needs_save:
             seconds["save"] = save * chance.uniform(0.7, 1.0)

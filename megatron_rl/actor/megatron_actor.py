@@ -1,8 +1,11 @@
 """The policy being trained by Megatron-Core. Every rank calls the same methods with the same arguments."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,9 +22,13 @@ from megatron_rl.actor.sequences import Packed
 from megatron_rl.actor.settings import ActorSettings, CriticSettings
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.ragged import Ragged
+from megatron_rl.beside import beside
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ports import Objective, Policy, Update
 from megatron_rl.spec.schema import SpecError
+
+LONGEST_WRITE = timedelta(days=1)
+"""Longer than any driver waits for a save, so that it finds the ranks waiting for the slowest one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +83,22 @@ class MegatronActor(Learner):
         with self._as_reference():
             return self.predict(batch)
 
-    def save(self, folder: Path) -> None:
-        """Writes parameters, moments and progress, those of the critic too, readable at any other cut.
+    def save(self, folder: Path) -> Future[None]:
+        """Copies parameters, moments and progress, those of the critic too, and writes them beside what comes next.
 
         What LoRA learnt is there a second time, as an adapter that PEFT opens.
         """
-        super().save(folder)
+        writes = [self.set_aside(folder, self._writing)]
         if self.settings.lora is not None:
             adapters.export(self.model, folder / "adapter", self.settings.lora, base=self.origin.folder)
         if self.critic is not None:
-            self.critic.save(folder / "critic")
+            writes.append(self.critic.set_aside(folder / "critic", self._writing))
+
+        def write() -> None:
+            for each in writes:
+                each()
+
+        return beside(write, "save")
 
     def load(self, folder: Path) -> None:
         """Continues from a saved state; the reference policy stays the one the actor was made with."""
@@ -97,6 +110,11 @@ class MegatronActor(Learner):
         """Leaves the other ranks, unless another actor of this process already has."""
         if dist.is_initialized():
             groups.leave()
+
+    @cached_property
+    def _writing(self) -> dist.ProcessGroup:
+        """The ranks, for what they tell one another of a save while they are busy with something else."""
+        return dist.new_group(backend="gloo", timeout=LONGEST_WRITE)
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:

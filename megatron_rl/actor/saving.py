@@ -6,12 +6,15 @@ for the boxes its own cut needs. What is not a tensor, the learning rate's posit
 
 import json
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
@@ -19,7 +22,7 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSys
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
-from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_rl.actor import trust
 from megatron_rl.actor.side_by_side import side_by_side
@@ -36,29 +39,41 @@ WEIGHTS = {**FORMAT, "weights_only": True}
 
 PROGRESS = "progress.json"
 
+Write: TypeAlias = Callable[[], None]
+"""Writes what was set aside; returns when the folder is complete on every rank; OSError where a disk is full."""
+
+_Data: TypeAlias = tuple[list[Any], list[tuple[Any, torch.Tensor]]]
+"""What goes into one file: plain values and tensors, each with its place in the table of contents."""
+
+
+def set_aside(
+    folder: Path,
+    chunks: Sequence[MegatronModule],
+    optimizer: MegatronOptimizer,
+    progress: Mapping[str, object],
+    ranks: dist.ProcessGroup,
+) -> Write:
+    """Copies what is to be saved to host memory, so that the actor may learn on while it is written.
+
+    Every rank calls this, and then what comes back, which is the same group of ranks' business alone.
+    """
+    if dist.get_rank() == 0:
+        folder.mkdir(parents=True)
+    _begin(optimizer)
+    # Megatron's writer would otherwise start a process that holds a queue between processes, for which the program is
+    # imported once more and which outlives a kill. Nothing is put into this one.
+    filesystem_async._results_queue = queue.Queue()
+    dist.barrier()
+    plan = _planned(folder, chunks, optimizer)
+    buckets = [_copied(*bucket) for bucket in plan.writer.write_buckets or ()]
+    return partial(_write, folder, plan, buckets, dict(progress), ranks)
+
 
 def save(
     folder: Path, chunks: Sequence[MegatronModule], optimizer: MegatronOptimizer, progress: Mapping[str, object]
 ) -> None:
     """Writes the folder; every rank calls this and all return when it is complete; OSError where a disk is full."""
-    if dist.get_rank() == 0:
-        folder.mkdir(parents=True)
-    _begin(optimizer)
-    # What Megatron's writer says is read in this process. Without this it starts another one that holds a queue between
-    # processes, for which the program is imported once more and which outlives a kill.
-    filesystem_async._results_queue = queue.Queue()
-    dist.barrier()
-    content = {**FORMAT, "optimizers": _optimizers(optimizer)}
-    state = _state(chunks, optimizer, is_loading=False)
-    try:
-        dist_checkpointing.save(state, str(folder), _WrittenHere("torch_dist", 1), content_metadata=content)
-    except CheckpointException as error:
-        # torch's is no Exception, and its text is tracebacks; what a rank met says enough.
-        rank, (met, _) = min(error.failures.items())
-        raise OSError(f"rank {rank} could not write its part: {str(met).splitlines()[0]}") from None
-    if dist.get_rank() == 0:
-        write_progress(folder, progress)
-    dist.barrier()
+    set_aside(folder, chunks, optimizer, progress, dist.new_group(backend="gloo"))()
 
 
 def load(folder: Path, chunks: Sequence[MegatronModule], optimizer: MegatronOptimizer) -> dict[str, object]:
@@ -93,35 +108,89 @@ def write_progress(folder: Path, progress: Mapping[str, object]) -> None:
     (folder / PROGRESS).write_text(json.dumps(dict(progress)))
 
 
-class _WrittenHere(TorchDistSaveShardedStrategy):
-    """Megatron's way of writing, but for who writes: it forks a process a file, which a kill would leave for ever."""
+class _Plan(TorchDistSaveShardedStrategy):
+    """Which rank writes what, as Megatron deals it out, for us to write: it would fork a process for each file."""
 
-    def async_save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: Path) -> AsyncRequest:
-        request = super().async_save(sharded_state_dict, checkpoint_dir)
-        if request.async_fn is None:
-            return request  # another rank writes all that this one holds
-        transforms, _ = request.async_fn.args
-        return request._replace(async_fn=partial(_write, transforms))
+    writer: FileSystemWriterAsync
+    contents: Metadata | None
+    """The table of contents, on the rank that writes it."""
+
+    def _get_save_and_finalize_callbacks(
+        self, writer: FileSystemWriterAsync, save_state_dict_ret: tuple[object, Metadata | None, object]
+    ) -> AsyncRequest:
+        self.writer, self.contents = writer, save_state_dict_ret[1]
+        return AsyncRequest(None, (), [])
 
 
-def _write(transforms: list[object], _rank: int, files: Sequence[object], told: queue.Queue[object]) -> None:
-    """Writes the files side by side, and tells what is in each, or the first error, as Megatron's processes do."""
+def _planned(folder: Path, chunks: Sequence[MegatronModule], optimizer: MegatronOptimizer) -> _Plan:
+    plan = _Plan("torch_dist", 1)
+    content = {**FORMAT, "optimizers": _optimizers(optimizer)}
+    state = _state(chunks, optimizer, is_loading=False)
+    dist_checkpointing.save(state, str(folder), plan, async_sharded_save=True, content_metadata=content)
+    return plan
 
-    def written(number: int) -> object:
-        answers: queue.Queue[tuple[int, object]] = queue.Queue()
+
+def _copied(path: str, key: str, data: _Data) -> tuple[str, str, _Data]:
+    """The same file's content, of which the actor changes nothing any more."""
+    plain, tensors = data
+    tensors.reverse()
+    copies = []
+    while tensors:  # what was gathered for this save alone goes as its copy comes
+        item, tensor = tensors.pop()
+        copies.append((item, tensor.detach().to("cpu", copy=True)))
+    return path, key, (plain, copies)
+
+
+def _write(
+    folder: Path, plan: _Plan, buckets: Sequence[object], progress: Mapping[str, object], ranks: dist.ProcessGroup
+) -> None:
+    """Writes this rank's files, and on the first rank what says where everything is."""
+    is_first, told = dist.get_rank() == 0, [""]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.gather_object(_written(plan, buckets), parts if is_first else None, group=ranks)
+    if is_first:
+        problems = [f"rank {rank} could not write its part: {part}" for rank, part in enumerate(parts) if _failed(part)]
+        told = problems[:1] or [_completed(folder, plan, parts, progress)]
+    dist.broadcast_object_list(told, group=ranks)
+    if told[0]:
+        raise OSError(told[0])
+
+
+def _written(plan: _Plan, files: Sequence[object]) -> list[object] | str:
+    """What is in the files, or why one could not be written; they are written side by side."""
+    transforms = [plan.writer.transforms] if hasattr(plan.writer, "transforms") else []
+
+    def written(number: int) -> list[object] | Exception:
+        answers: queue.Queue[tuple[int, list[object] | Exception]] = queue.Queue()
         pending: queue.Queue[int] = queue.Queue()
         pending.put(number)
         FileSystemWriterAsync.write_preloaded_data(transforms, number, files[number], answers, pending, use_fsync=True)
         return answers.get_nowait()[1]
 
-    contents = side_by_side(written, range(len(files)))
-    # An archive that is closed over a full disk complains of its own state, and keeps the disk's answer behind that.
-    errors = [
-        content.__context__ if isinstance(content.__context__, OSError) else content
-        for content in contents
-        if isinstance(content, Exception)
-    ]
-    told.put(errors[0] if errors else dict(enumerate(contents)))
+    items: list[object] = []
+    for content in side_by_side(written, range(len(files))):
+        if isinstance(content, Exception):
+            # An archive that is closed over a full disk complains of its own state, and keeps the disk's answer behind.
+            met = content.__context__ if isinstance(content.__context__, OSError) else content
+            return str(met).splitlines()[0] if str(met) else type(met).__name__
+        items += content
+    return items
+
+
+def _failed(part: object) -> bool:
+    return isinstance(part, str)
+
+
+def _completed(folder: Path, plan: _Plan, parts: list[Any], progress: Mapping[str, object]) -> str:
+    """Writes what makes a folder of the files; returns what the disk says against it."""
+    try:
+        assert plan.contents is not None, "the first rank makes the table of contents"
+        plan.writer.finish(plan.contents, parts)
+        save_config(CheckpointingConfig(plan.backend, plan.version), str(folder))
+        write_progress(folder, progress)
+    except OSError as error:
+        return f"its table of contents could not be written: {error}"
+    return ""
 
 
 def _begin(optimizer: MegatronOptimizer) -> None:

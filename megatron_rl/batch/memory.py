@@ -23,6 +23,13 @@ def write_memory(memory: Memory, folder: Path) -> None:
     (folder / "memory.json").write_text(json.dumps(tree))
 
 
+def copied(memory: Memory) -> Memory:
+    """The same, whatever becomes of its lists and mappings; batches never change."""
+    if isinstance(memory, Mapping):
+        return {key: copied(value) for key, value in memory.items()}
+    return [copied(value) for value in memory] if isinstance(memory, list) else memory
+
+
 def read_memory(folder: Path) -> Memory:
     return _lower_batches(json.loads((folder / "memory.json").read_text()), folder)
 

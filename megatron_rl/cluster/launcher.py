@@ -50,7 +50,7 @@ def start_ranks(
 
 def _host(post: Post, node_id: str) -> ActorHandle:
     """Placed by the placement alone: Ray counts nothing for it, since the run has its machines for itself."""
-    kind = ray.remote(concurrency_groups={"watch": 1})(RankHost)
+    kind = ray.remote(concurrency_groups={"watch": 1, "disk": 1})(RankHost)
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
     return kind.options(num_cpus=0, num_gpus=0, max_restarts=0, scheduling_strategy=there).remote(post)
 

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -21,6 +22,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.ragged import Ragged
+from megatron_rl.beside import finished
 from megatron_rl.cluster.member import STACKS
 from megatron_rl.ports import NotFinite, Objective, Policy, Update
 from megatron_rl.reshard.digest import TransferError
@@ -55,7 +57,8 @@ class Resident(Protocol):
 
     def update_critic(self, batch: Batch) -> Update: ...
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> Future[None]:
+        """Takes this rank's part aside, and writes it beside what comes next."""
 
     def load(self, folder: Path) -> None: ...
 
@@ -126,6 +129,8 @@ class RankHost:
         _log_to(post.log)
         self.post, self.doing = post, "nothing"
         self.resident: Resident | None = None
+        self.saving = finished(None)
+        """The save in hand, or the last one."""
 
     def open_store(self) -> Address:
         """The first rank's part in meeting: a store at a port that the system chose."""
@@ -155,8 +160,14 @@ class RankHost:
             return _answered(lambda: self._first(self._here.update_critic(batch)))
 
     def save(self, folder: Path) -> Answer[None]:
+        """Begins a save; `saved` answers when it is written."""
         with self._doing("save"):
-            return _answered(lambda: self._here.save(folder))
+            return _answered(lambda: self._begin_save(folder))
+
+    @ray.method(concurrency_group="disk")
+    def saved(self) -> Answer[None]:
+        """Waits for the save in hand, beside the calls that go on."""
+        return _answered(self.saving.result, told=(*TOLD, OSError))
 
     def load(self, folder: Path) -> Answer[None]:
         with self._doing("load"):
@@ -180,6 +191,9 @@ class RankHost:
             torch.set_num_threads(1)
         os.environ["GLOO_SOCKET_IFNAME"] = interface_of(ray.util.get_node_ip_address())
         self.resident = build(self.post, TCPStore(address.host, address.port, is_master=False))
+
+    def _begin_save(self, folder: Path) -> None:
+        self.saving = self._here.save(folder)
 
     @property
     def _here(self) -> Resident:
@@ -207,13 +221,13 @@ def interface_of(address: str) -> str:
     raise LayoutError(f"no network interface of {socket.gethostname()} has the address {address} that Ray gave it.")
 
 
-def _answered(call: Callable[[], T | None]) -> Answer[T]:
+def _answered(call: Callable[[], T | None], told: tuple[type[Exception], ...] = TOLD) -> Answer[T]:
     try:
         return Answer(result=call())
     except Exception as error:  # noqa: BLE001  # whatever it is, the driver is told
         print(traceback.format_exc(), file=sys.stderr, flush=True)
-        told = error if isinstance(error, TOLD) else None
-        return Answer(failure=traceback.format_exc(), error=told, at=time.time())
+        said = error if isinstance(error, told) else None
+        return Answer(failure=traceback.format_exc(), error=said, at=time.time())
 
 
 def _plain(scores: Ragged) -> Scores:

@@ -136,5 +136,31 @@ class Watch:
             raise self.give_up(self._found)
 
 
+def await_beside(what: str, members: Sequence[Member], refs: Sequence[ray.ObjectRef], timeout_s: float) -> None:
+    """Waits, in a thread of its own, for what all ranks do beside the driver's calls; ends none of them.
+
+    The error of the rank that failed first, where it says all; RankFailure where one died, failed or took too long.
+    """
+    ends, waiting, failed = time.monotonic() + timeout_s, dict(zip(refs, members, strict=True)), dict[Member, Answer]()
+    while waiting and time.monotonic() < ends:
+        for ref in ray.wait(list(waiting), timeout=TICK_S)[0]:
+            member = waiting.pop(ref)
+            try:
+                answer: Answer = ray.get(ref)
+            except RayError:
+                died = f"{member} died in '{what}'; {dump_stacks(members)}"
+                raise RankFailure(f"{died}; the last of its log:\n{member.last_words()}\n{member} died") from None
+            if answer.failure:
+                failed[member] = answer
+                ends = min(ends, time.monotonic() + GRACE_S)
+    if failed:
+        first = min(failed, key=lambda member: failed[member].at)
+        told = f"{first} failed first, in '{what}':\n{failed[first].failure.rstrip()}"
+        raise failed[first].error or RankFailure(told)
+    if waiting:
+        late = "; ".join(map(str, waiting.values()))
+        raise RankFailure(f"'{what}' was given {timeout_s:g} s and took longer on {late}; {dump_stacks(members)}")
+
+
 def _failure_of(beside: Future[T] | None) -> BaseException | None:
     return beside.exception() if beside is not None and beside.done() else None

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -10,10 +11,11 @@ import torch
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.ragged import Ragged
+from megatron_rl.beside import beside
 from megatron_rl.cluster.member import Member
 from megatron_rl.cluster.rank import Address, Scores, WeightRoute
 from megatron_rl.cluster.settings import ClusterSettings
-from megatron_rl.cluster.watch import RankFailure, Watch
+from megatron_rl.cluster.watch import RankFailure, Watch, await_beside
 from megatron_rl.ports import Objective, Policy, Update
 from megatron_rl.reshard.transport import SyncReport
 
@@ -84,10 +86,12 @@ class WorkerGroup:
         # What lies in the object store may not be written to, which tensors cannot express.
         return Ragged(torch.from_numpy(scores.values.copy()), torch.from_numpy(scores.offsets.copy()))
 
-    def save(self, folder: Path) -> None:
-        """Writes the actor's part of a checkpoint."""
+    def save(self, folder: Path) -> Future[None]:
+        """Every rank takes its part of a checkpoint aside, and writes it beside what comes next."""
         refs = [member.actor.save.remote(folder.resolve()) for member in self.members]
         self.watch.gather("save", refs, self.settings.step_s)
+        written = [member.actor.saved.remote() for member in self.members]
+        return beside(partial(await_beside, "save", self.members, written, self.settings.step_s), "save")
 
     def load(self, folder: Path) -> None:
         """Continues from a saved state."""

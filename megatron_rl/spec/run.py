@@ -63,7 +63,7 @@ class Section:
 SECTIONS: Final = (
     Section(name="run", target="megatron_rl.spec.run:RunSettings", meaning="The run's name, folder and seed."),
     Section(name="model", target="megatron_rl.spec.run:ModelSettings", meaning="The model to train."),
-    Section(name="schedule", target="megatron_rl.loop:Schedule", meaning="Steps, and when to save and evaluate."),
+    Section(name="schedule", target="megatron_rl.schedule:Schedule", meaning="Steps, and when to save and evaluate."),
     Section(name="actor", target="megatron_rl.actor.settings:ActorSettings", meaning="How Megatron-Core trains."),
     Section(
         name="critic",

@@ -57,7 +57,7 @@ def started(folder: Path, adapter: Path, exported: Path, targets: tuple[str, ...
     lora = LoraSettings(rank=RANK, alpha=ALPHA, targets=targets, start=adapter)
     actor = actor_of(folder, lora=lora, **cut)
     weights.export(actor.model, exported, like=folder)
-    actor.save(exported.with_name(f"{exported.name}-saved"))
+    actor.save(exported.with_name(f"{exported.name}-saved")).result()
     with torch.no_grad():
         return logits(actor.model, TOKENS, LENGTHS)
 
@@ -120,7 +120,7 @@ def stop_and_go(folder: Path, saved: Path, **choices: Any) -> list[bool]:
     lora = LoraSettings(rank=RANK, alpha=ALPHA)
     whole = actor_of(folder, lora=lora, **choices)
     whole.update(BATCHES[0], EVERYTHING)
-    whole.save(saved)
+    whole.save(saved).result()
     # Another actor's first changes are not this one's; all of them must come from the folder.
     resumed = actor_of(folder, lora=lora, origin={"seed": 7}, **choices)
     resumed.load(saved)
@@ -136,4 +136,4 @@ def pass_on(folder: Path, saved: Path, to: Path, **cut: Any) -> None:
     """Loads at one cut what another saved, and saves it again."""
     actor = actor_of(folder, lora=LoraSettings(rank=RANK, alpha=ALPHA), origin={"seed": 7}, **cut)
     actor.load(saved)
-    actor.save(to)
+    actor.save(to).result()

@@ -1,5 +1,7 @@
 """What ranks do in the tests of saving: build, learn from made-up gradients, save and load."""
 
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import psutil
@@ -13,6 +15,7 @@ from megatron_rl.actor.build import build
 from megatron_rl.actor.optimizer import Optimizer, OptimizerSettings, wrapped
 from megatron_rl.actor.parallel import Parallel
 from megatron_rl.actor.precision import Precision
+from megatron_rl.beside import beside, finished
 from tests.small_disks import fill, read_only
 
 
@@ -39,6 +42,23 @@ def save_fresh(folder: Path, to: Path, parallel: dict, steps: int = 3, distribut
     saving.save(to, [chunk.module for chunk in chunks], optimizer.megatron, {"steps": steps})
 
 
+def save_while_learning(folder: Path, to: Path, parallel: dict) -> bool:
+    """Sets aside what three steps learnt, and writes it while all ranks learn on; whether that was before its end."""
+    _, chunks, optimizer = learner(folder, parallel)
+    learn(chunks, optimizer, 3)
+    modules, alone = [chunk.module for chunk in chunks], dist.new_group(backend="gloo")
+    write = saving.set_aside(to, modules, optimizer.megatron, {"steps": 3}, alone)
+    has_learnt = threading.Event()
+    learn(chunks, optimizer, 1)
+    written = beside(lambda: (has_learnt.wait(60), write()), "save")
+    is_beside = not written.done()
+    learn(chunks, optimizer, 1)
+    has_learnt.set()
+    learn(chunks, optimizer, 20)
+    written.result(60)
+    return is_beside
+
+
 def left_running(folder: Path, to: Path, parallel: dict) -> list[str]:
     """Commands of the processes that a save started and left."""
     save_fresh(folder, to, parallel, steps=0)
@@ -53,9 +73,9 @@ def save_checkpoint(folder: Path, to: Path, parallel: dict) -> None:
     modules, leads = [chunk.module for chunk in chunks], dist.get_rank() == 0
 
     class Everyone:
-        def save(self, folder: Path) -> None:
+        def save(self, folder: Path) -> Future[None]:
             dist.broadcast_object_list([folder])
-            saving.save(folder, modules, optimizer.megatron, {"steps": 1})
+            return finished(saving.save(folder, modules, optimizer.megatron, {"steps": 1}))
 
     if leads:
         checkpoint.save(to, 1, Everyone(), {"sampler": {"drawn": 7}}, {"of": "tests"})
@@ -71,8 +91,8 @@ def save_on_a_full_disk(folder: Path, disk: Path, leaves: list[float]) -> list[t
     modules = [chunk.module for chunk in chunks]
 
     class Alone:
-        def save(self, folder: Path) -> None:
-            saving.save(folder, modules, optimizer.megatron, {"steps": 1})
+        def save(self, folder: Path) -> Future[None]:
+            return finished(saving.save(folder, modules, optimizer.megatron, {"steps": 1}))
 
         def load(self, folder: Path) -> None:
             saving.load(folder, modules, optimizer.megatron)

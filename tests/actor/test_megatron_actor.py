@@ -184,7 +184,7 @@ def stop_and_go(folder: Path, saved: Path, **choices: Any) -> list[bool]:
     choices["optimizer"] = {**choices.get("optimizer", {}), "learning_rate": schedule}
     whole = actor_of(folder, **choices)
     whole.update(BATCHES[0], Clipped())
-    whole.save(saved)
+    whole.save(saved).result()
     resumed = actor_of(folder, **choices)
     resumed.load(saved)
     same = []

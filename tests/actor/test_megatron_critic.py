@@ -62,7 +62,7 @@ def regress(
         actor.update(batch, Clipped())
         found.append(dict(actor.critic.update(returns_of(batch, actor.critic.value(batch))).metrics))
     if to is not None:
-        actor.save(to)
+        actor.save(to).result()
     values, scores = actor.critic.value(BATCHES[0]), actor.score(BATCHES[0])
     return {"metrics": found, "values": values.values.numpy(), "scores": scores.values.numpy()}
 

@@ -19,6 +19,7 @@ from tests.actor.saving_programs import (
     save_checkpoint,
     save_fresh,
     save_on_a_full_disk,
+    save_while_learning,
     strangers,
 )
 from tests.fakes.tiny_models import tiny_folder
@@ -58,6 +59,14 @@ def test_parameters_and_moments_are_the_same_bits_at_another_cut_and_back(saved,
     assert progress == {"steps": 3}
     assert_same(root / "home", tmp_path / "away")
     assert_same(root / "home", tmp_path / "back")
+
+
+@pytest.mark.parametrize("parallel", [{"tp": 2, "pp": 2}, {"dp": 2}], ids=str)
+def test_what_is_learnt_while_a_save_is_written_is_not_in_it(saved, parallel, tmp_path):
+    _, folder = saved
+    run(save_fresh, parallel, folder=folder, to=tmp_path / "straight")
+    assert all(run(save_while_learning, parallel, folder=folder, to=tmp_path / "aside"))
+    assert_same(tmp_path / "straight", tmp_path / "aside")
 
 
 def test_untied_interleaved_models_travel_too(tmp_path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow
@@ -13,6 +15,7 @@ import torch
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import TOKENS
 from megatron_rl.batch.ragged import Ragged
+from megatron_rl.beside import beside
 from megatron_rl.cluster.rank import Post
 from megatron_rl.ports import NotFinite, Policy, Update
 from megatron_rl.reshard.digest import TransferError
@@ -63,9 +66,17 @@ class Echo:
     def update_critic(self, batch: Batch) -> Update:
         return Update(metrics={"rows": float(len(batch))}, steps=1)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Future[None]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.post.rank}").write_text(str(folder.is_absolute()))
+        return beside(partial(self._write, folder.name), "save")
+
+    def _write(self, how: str) -> None:
+        """What happens beside, told by the folder's name."""
+        if self.post.rank == 1 and how in SAVES:
+            SAVES[how](self)
+        elif how == "raise":
+            time.sleep(120)
 
     def load(self, folder: Path) -> None:
         (folder / f"{self.post.rank}").read_text()
@@ -77,3 +88,15 @@ class Echo:
 
     def close(self) -> None:
         print("closed", flush=True)
+
+
+def _full(_: Echo) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def _raise(_: Echo) -> None:
+    raise ArithmeticError("the sea is green")
+
+
+SAVES = {"sleep": Echo.stand_here, "full": _full, "raise": _raise, "die": lambda _: os.abort()}
+"""What the second rank does in place of writing."""

@@ -69,3 +69,28 @@ def test_a_driver_that_is_busy_elsewhere_is_interrupted_when_a_rank_is_lost(star
     os.kill(group.members[0].pid, signal.SIGKILL)
     with pytest.raises(RankFailure, match=r"rank 0 .* died"):
         time.sleep(60)
+
+
+def test_ranks_learn_on_while_they_write_and_the_driver_hears_of_it_when_it_asks(start, tmp_path):
+    group = start(ClusterSettings(start_s=120.0, step_s=3.0))
+    saving = group.save(tmp_path / "sleep")
+    assert group.update(batch(), Order("nothing")).steps == 1
+    assert not saving.done()
+    with pytest.raises(RankFailure, match=r"'save' was given 3 s and took longer on rank 1 "):
+        saving.result(60)
+    assert "in stand_here" in group.members[1].log.read_text()
+    assert group.update(batch(), Order("nothing")).steps == 1
+
+
+def test_a_disk_that_is_full_is_told_as_the_rank_met_it(start, tmp_path):
+    group = start()
+    with pytest.raises(OSError, match="No space left on device"):
+        group.save(tmp_path / "full").result(60)
+    group.save(tmp_path / "saved").result(60)
+
+
+@pytest.mark.parametrize(("how", "said"), [("raise", "failed first, in 'save'.*sea is green$"), ("die", "died$")])
+def test_a_rank_that_fails_while_it_writes_is_named_though_others_wait_for_it(start, tmp_path, how, said):
+    group = start()
+    with pytest.raises(RankFailure, match=rf"(?s)rank 1 \(process .*{said}"):
+        group.save(tmp_path / how).result(60)

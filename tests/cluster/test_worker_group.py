@@ -29,7 +29,7 @@ def test_the_group_is_an_actor_whose_ranks_are_processes(start, tmp_path, monkey
     torch.testing.assert_close(scores.values, -torch.arange(6.0))
     torch.testing.assert_close(group.critic.value(batch()).values, torch.arange(6.0) / 2)
     assert group.critic.update(batch()).metrics == {"rows": 3.0}
-    group.save(Path("saved"))
+    group.save(Path("saved")).result()
     group.load(Path("saved"))
     assert sorted(path.read_text() for path in (tmp_path / "saved").iterdir()) == ["True", "True"]
     with pytest.raises(NotFinite) as given_up:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,6 +29,7 @@ from megatron_rl.batch.columns import (
     TOKENS,
 )
 from megatron_rl.batch.ragged import Ragged
+from megatron_rl.beside import finished
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ports import Evaluation, Objective, Policy, StepRecord, Update
 
@@ -76,9 +78,10 @@ class TabularActor:
     def score(self, batch: Batch, policy: Policy = "current") -> Ragged:
         return score_table(self._law(), batch)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Future[None]:
         folder.mkdir(parents=True)
         (folder / "table.json").write_text(json.dumps([self.logits.tolist(), self.momentum.tolist()]))
+        return finished(None)
 
     def load(self, folder: Path) -> None:
         self.logits, self.momentum = (np.array(part) for part in json.loads((folder / "table.json").read_text()))

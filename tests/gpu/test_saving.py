@@ -23,11 +23,11 @@ def test_what_is_saved_is_loaded_to_the_bit_and_can_be_learnt_on(alone, qwen3, t
     for _ in range(2):
         first.update(qwen3.batch, Likelihood())
     scores_R = first.score(qwen3.batch).values
-    first.save(tmp_path / "first")
+    first.save(tmp_path / "first").result()
     second = actor_of(qwen3.folder, precision, rate=1e-3)
     second.update(qwen3.batch, Likelihood())
     second.load(tmp_path / "first")
-    second.save(tmp_path / "second")
+    second.save(tmp_path / "second").result()
     names, differing = compare(tmp_path / "first", tmp_path / "second")
     assert any("exp_avg_sq" in tensor for tensor in names)
     assert differing == []

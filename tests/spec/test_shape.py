@@ -102,7 +102,7 @@ def test_the_text_of_every_idea_tells_what_its_class_says():
 
 def test_reading_a_shape_imports_nothing_heavy():
     code = (
-        "import sys; from megatron_rl.spec.shape import shape_of; shape_of('megatron_rl.loop', 'Schedule');"
+        "import sys; from megatron_rl.spec.shape import shape_of; shape_of('megatron_rl.schedule', 'Schedule');"
         "print({'torch', 'pyarrow', 'megatron', 'vllm', 'ray', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -109,8 +110,8 @@ class MeteredActor:
         self.spent.totals["tokens/scored"] += len(scored.values)
         return scored
 
-    def save(self, folder: Path) -> None:
-        self.actor.save(folder)
+    def save(self, folder: Path) -> Future[None]:
+        return self.actor.save(folder)
 
     def load(self, folder: Path) -> None:
         self.actor.load(folder)
