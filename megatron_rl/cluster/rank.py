@@ -24,6 +24,7 @@ from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.beside import finished
 from megatron_rl.cluster.member import STACKS
+from megatron_rl.logs import with_room
 from megatron_rl.ports import NotFinite, Objective, Policy, Update
 from megatron_rl.reshard.digest import TransferError
 from megatron_rl.reshard.layout import LayoutError
@@ -236,8 +237,7 @@ def _plain(scores: Ragged) -> Scores:
 
 def _log_to(path: Path) -> None:
     """Everything this process says from here on, stacks included, stands in its own log."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log = path.open("a", buffering=1)
+    log = with_room(path).open("a", buffering=1)
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
     faulthandler.register(STACKS, file=log, all_threads=True)

@@ -16,6 +16,8 @@ from typing import Final, NamedTuple, Protocol
 
 import psutil
 
+from megatron_rl.logs import with_room
+
 MODULE: Final = "megatron_rl.rollout.vllm_process"
 
 SHARED: Final = ("/dev/shm/vllm_dist_*", "/dev/shm/psm_*", "/dev/shm/megatron_rl-*.ring")
@@ -132,8 +134,7 @@ def shared_memory(group: int) -> set[Path]:
 
 
 def _launch(post: Post, path: str, theirs: socket.socket) -> subprocess.Popen[bytes]:
-    post.log.parent.mkdir(parents=True, exist_ok=True)
-    with post.log.open("ab") as log:
+    with with_room(post.log).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", post.module, str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
