@@ -2,7 +2,8 @@
 
 Three rules follow from columns alone: a decision is made once, what is decided is used, and an idea gets the company it
 asks for. For what columns cannot tell, an idea says `conflicts` or `requires`: names of other ideas, with the reason.
-Collecting ahead adds rules of its own, since two threads then work at the same time; so does an engine that sleeps.
+Collecting ahead adds rules of its own, since two threads then work at the same time; so do engines that sleep, and that
+take weights while they write.
 """
 
 from __future__ import annotations
@@ -67,6 +68,16 @@ def check_ahead(chosen: Chosen) -> list[str]:
 def check_sleep(chosen: Chosen) -> list[str]:
     """One sentence for each stage that asks an engine which sleeps while the actor learns."""
     return [*_busy("learn", chosen.learn, ("engine",), "which sleeps at that time; leave rollout.vllm.sleep false")]
+
+
+def check_in_flight(chosen: Chosen) -> list[str]:
+    """One sentence for each stage that settles what responses begin with, where weights may come before they go on."""
+    return [
+        f"'{name}' verifies what responses begin with under one version, and with rollout.vllm.in_flight the next may "
+        "come before they go on; leave one of them out."
+        for name, stage in chosen.collect
+        if PREFIX in stage.writes
+    ]
 
 
 def check_laws(chosen: Chosen) -> list[str]:

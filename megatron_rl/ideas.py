@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
 from megatron_rl.batch.columns import REFERENCE_REWARDS
-from megatron_rl.combining import Chosen, check_ahead, check_combination, check_laws, check_sleep
+from megatron_rl.combining import Chosen, check_ahead, check_combination, check_in_flight, check_laws, check_sleep
 from megatron_rl.pipeline import check_wiring
 from megatron_rl.ports import Sampler, Stage
-from megatron_rl.rollout.servable import sleepless
+from megatron_rl.rollout.servable import sleepless, unflyable
 from megatron_rl.spec.resolve import build
 from megatron_rl.spec.run import Part, RunSpec
 from megatron_rl.spec.schema import SpecError
@@ -57,14 +57,18 @@ def read_ideas(spec: RunSpec) -> Ideas:
     from_data = (REFERENCE_REWARDS,) if spec.settings["data"].values.get("values") else ()
     problems = check_wiring((*getattr(type(sampler), "writes", ()), *from_data), collect, learn, chosen.objective)
     problems += check_combination(chosen)
-    if spec.settings["schedule"].values["ahead"]:
+    rollout, ahead = spec.choices["rollout"].values, bool(spec.settings["schedule"].values["ahead"])
+    if ahead:
         problems += check_ahead(chosen)
     if spec.choices["rollout"].name == "vllm":
         problems += check_laws(chosen)
-    if spec.choices["rollout"].values.get("sleep"):
+    if rollout.get("in_flight"):
+        problems += check_in_flight(chosen)
+        problems += unflyable(ahead=ahead, sleeps=bool(rollout["sleep"]))
+    if rollout.get("sleep"):
         split = spec.settings["cluster"].values["placement"] == "split"
         problems += check_sleep(chosen)
-        problems += sleepless(ahead=bool(spec.settings["schedule"].values["ahead"]), split=split)
+        problems += sleepless(ahead=ahead, split=split)
     if problems:
         raise SpecError([f"{spec.files[0]}: {problem}" for problem in problems])
     return Ideas(sampler=sampler, collect=tuple(collect), learn=tuple(learn), objective=objective)

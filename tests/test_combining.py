@@ -13,7 +13,7 @@ from megatron_rl.batch.columns import (
     TOKENS,
     Column,
 )
-from megatron_rl.combining import Chosen, check_ahead, check_combination, check_laws, check_sleep
+from megatron_rl.combining import Chosen, check_ahead, check_combination, check_in_flight, check_laws, check_sleep
 from megatron_rl.objectives.rebel import Rebel
 from megatron_rl.samplers.uniform import Uniform
 from megatron_rl.stages.drafts.reuse import Reuse
@@ -186,6 +186,13 @@ def test_an_engine_sleeps_where_nothing_asks_it_while_the_actor_learns():
     assert problem.startswith(
         "'writes' asks the engine in `learn`, which sleeps at that time; leave rollout.vllm.sleep"
     )
+
+
+def test_what_responses_begin_with_is_not_settled_where_weights_come_in_the_middle():
+    begins = [("drafts.reuse", Idea(writes=(PREFIX,))), ("generate", Idea(writes=(TOKENS,)))]
+    (problem,) = check_in_flight(Chosen(UNIFORM, begins, [], CORRECTED))
+    assert "'drafts.reuse' verifies what responses begin with under one version" in problem
+    assert check_in_flight(Chosen(UNIFORM, begins[1:], [], CORRECTED)) == []
 
 
 def test_no_memory_is_moved_from_both_sides_at_once():

@@ -46,6 +46,18 @@ def test_an_engine_that_sleeps_while_the_actor_learns_is_not_asked_to_write_then
     assert sum("rollout.vllm.sleep" in problem for problem in refusal.value.problems) == 2
 
 
+def test_weights_come_in_flight_where_rollouts_are_written_ahead_and_nowhere_else(data, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(files, "OPTIONAL", {})
+    flying, corrected = "rollout={vllm: {in_flight: true}}", "objective={clipped: {truncate: 2.0}}"
+    read_ideas(spec(data, tmp_path, flying, "schedule.ahead=1", corrected))
+    with pytest.raises(SpecError, match=r"with schedule\.ahead at 0 none does; set it to 1"):
+        read_ideas(spec(data, tmp_path, flying))
+    with pytest.raises(SpecError, match=r"it never reads 'sampler_logprobs'; set its `truncate`"):
+        read_ideas(spec(data, tmp_path, flying, "schedule.ahead=1"))
+    with pytest.raises(SpecError, match=r"embedded.*in_flight|in_flight.*embedded"):
+        read_ideas(spec(data, tmp_path, "rollout={embedded: {in_flight: true}}"))
+
+
 def test_ideas_are_proved_without_waking_a_machine():
     heavy = "{'megatron', 'vllm', 'ray', 'transformers'}"
     script = f"import sys, megatron_rl.ideas; sys.exit(len({heavy} & sys.modules.keys()))"

@@ -65,9 +65,13 @@ class Ragged(NamedTuple):
         _refuse_negative(length_B)
         if bool((self.length_B <= length_B).all()):
             return self
-        within_T = torch.arange(len(self.values)) - torch.repeat_interleave(self.offsets[:-1], self.length_B)
-        kept_T = within_T < torch.repeat_interleave(length_B, self.length_B)
+        kept_T = self._is_within_T(length_B)
         return Ragged.from_lengths(self.values[kept_T], torch.minimum(length_B, self.length_B))
+
+    def behind(self, length_B: Tensor) -> Ragged:
+        """What follows the first `length_B` values of each row."""
+        _refuse_negative(length_B)
+        return Ragged.from_lengths(self.values[~self._is_within_T(length_B)], (self.length_B - length_B).clamp_min(0))
 
     def append(self, other: Ragged) -> Ragged:
         """Each row followed by the same row of `other`."""
@@ -77,6 +81,11 @@ class Ragged(NamedTuple):
         )
         interleaved = both.take(torch.arange(2 * count).view(2, count).T.flatten())
         return Ragged.from_lengths(interleaved.values, self.length_B + other.length_B)
+
+    def _is_within_T(self, length_B: Tensor) -> Tensor:
+        """Which values are among the first `length_B` of their row."""
+        within_T = torch.arange(len(self.values)) - torch.repeat_interleave(self.offsets[:-1], self.length_B)
+        return within_T < torch.repeat_interleave(length_B, self.length_B)
 
 
 def view_tensor(array: pa.Array) -> Tensor:

@@ -1,4 +1,4 @@
-"""What vLLM can draw from, and when it can sleep, known before it is imported."""
+"""What vLLM can draw from, when it can sleep, and when weights come while it writes, known before it is imported."""
 
 from __future__ import annotations
 
@@ -38,5 +38,21 @@ def sleepless(*, ahead: bool, split: bool) -> list[str]:
         problems.append(
             "rollout.vllm.sleep makes room for the actor, which cluster.placement 'split' keeps on other GPUs; leave "
             "one of them out."
+        )
+    return problems
+
+
+def unflyable(*, ahead: bool, sleeps: bool) -> list[str]:
+    """Why weights cannot come while groups write, one sentence each; empty where they can."""
+    problems = []
+    if not ahead:
+        problems.append(
+            "rollout.vllm.in_flight brings weights to groups that write while the actor learns, and with "
+            "schedule.ahead at 0 none does; set it to 1."
+        )
+    if sleeps:
+        problems.append(
+            "rollout.vllm.in_flight brings weights to groups that write while the actor learns, and with "
+            "rollout.vllm.sleep they sleep then; leave one of them out."
         )
     return problems

@@ -65,6 +65,9 @@ class Vllm:
     sleep: bool = False
     """Whether groups give their GPU memory back while the actor learns; for those that share GPUs with it."""
 
+    in_flight: bool = False
+    """Whether new weights reach groups in the middle of responses, which go on with them; for `schedule.ahead`."""
+
     threads: Annotated[int, Ge(1)] = 1
     """Processor threads of a worker on a CPU; more than one pays for large models only."""
 
@@ -145,6 +148,7 @@ class Vllm:
             rows=self.rows,
             retries=self.retries,
             patience=patience,
+            in_flight=self.in_flight,
         )
         return VllmEngine(fleet, scale, vocabulary, sampling)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from vllm import EngineArgs, LLMEngine, RequestOutput, SamplingParams
@@ -26,13 +27,24 @@ BLOCK = 32
 
 
 class Wrote(NamedTuple):
-    """Tokens of one response from place `at` on, and how it ended, empty while it has not."""
+    """Tokens of one response from place `at` on, all by one version, and how it ended, empty while it has not."""
 
     id: int
     at: int
     tokens: list[int]
     logprobs: list[float]
     finish: str
+    version: int
+
+
+@dataclass(kw_only=True)
+class Writing:
+    """A response at work."""
+
+    told: int = 0
+    """Tokens that have left the engine."""
+    older: list[tuple[int, int]] = field(default_factory=list)
+    """Places up to which a version wrote, of those before the one that writes now, with that version."""
 
 
 class Core:
@@ -41,13 +53,16 @@ class Core:
     def __init__(self, order: CoreOrder) -> None:
         self.order = order
         self.engine = LLMEngine.from_engine_args(EngineArgs(**_arguments(order)))
-        self.written: dict[int, int] = {}
-        """Tokens said so far of each request at work."""
+        self.written: dict[int, Writing] = {}
+        """The requests at work."""
+        self.version = -1
+        """The weights that are whole here; -1 while they are none."""
         self.is_greedy = False
 
     @property
     def is_busy(self) -> bool:
-        return bool(self.written)
+        """Whether there is something to write, and weights to write it with."""
+        return bool(self.written) and self.version >= 0
 
     def write(
         self, law: Mapping[str, Any], end: Mapping[str, Any], requests: Sequence[Mapping[str, Any]]
@@ -58,18 +73,18 @@ class Core:
         for request in requests:
             try:
                 self._add(request, _params(law, end, request))
-                self.written[request["id"]] = 0
+                self.written[request["id"]] = Writing()
             except (ValueError, VLLMValidationError) as error:
                 refused.append((request["id"], str(error)))
         return refused
 
     def step(self) -> list[Wrote]:
         """One step of vLLM's scheduler; what left the engine with it."""
-        return [self._wrote(output) for output in self.engine.step()]
+        return [piece for output in self.engine.step() for piece in self._wrote(output)]
 
     def abort(self) -> list[Wrote]:
         """Ends every request; the tokens said before are all there is of them."""
-        ended = [Wrote(id, at, [], [], "abort") for id, at in self.written.items()]
+        ended = [Wrote(id, one.told, [], [], "abort", self.version) for id, one in self.written.items()]
         self.engine.abort_request([str(one.id) for one in ended])
         self.written.clear()
         return ended
@@ -104,15 +119,22 @@ class Core:
         )
 
     def receive(self, version: int) -> list[dict[str, Any]]:
-        """Returns when every worker has this version; nothing of an older one stays in a cache."""
+        """Returns when every worker has this version; nothing of an older one stays in a cache.
+
+        Responses at work go on with it, from all that they have so far as if it had just been read. Where this fails
+        they wait for a version that comes whole.
+        """
+        self._mark()
+        self.version = -1
         self.engine.collective_rpc("start_weight_update")
         self.engine.collective_rpc("update_weights", kwargs={"update_info": {"version": version}})
         self.engine.collective_rpc("finish_weight_update")
-        if not self.engine.reset_prefix_cache():
+        if not self.engine.reset_prefix_cache(reset_running_requests=bool(self.written)):
             raise RuntimeError(
                 f"vLLM's prefix cache is in use, so version {version} cannot be served from an empty one"
             )
         reports: list[dict[str, Any]] = self.engine.collective_rpc("sync_report")
+        self.version = version
         return reports
 
     def sleep(self) -> None:
@@ -130,21 +152,34 @@ class Core:
     def _add(self, request: Mapping[str, Any], params: SamplingParams) -> None:
         self.engine.add_request(str(request["id"]), {"prompt_token_ids": request["tokens"]}, params)
 
-    def _wrote(self, output: RequestOutput) -> Wrote:
+    def _mark(self) -> None:
+        """Remembers which tokens of the responses at work are of the present version."""
+        if not self.is_busy:
+            return
+        # Tokens leave the engine several at a time, so some that this version wrote were not seen here yet.
+        for state in self.engine.output_processor.request_states.values():
+            drawn = state.detokenizer.num_output_tokens()
+            self.written[int(state.external_req_id)].older.append((drawn, self.version))
+
+    def _wrote(self, output: RequestOutput) -> Iterator[Wrote]:
         id, (completion,) = int(output.request_id), output.outputs
-        tokens, at = list(completion.token_ids), self.written[id]
+        tokens, writing = list(completion.token_ids), self.written[id]
         logprobs = list(completion.logprobs.logprobs)[-len(tokens) :] if tokens else []
         finish = completion.finish_reason or ""
         if not finish and not all(map(math.isfinite, logprobs)):
             # The driver fails such a request and will not know it any more, so nothing else may come of it.
             self.engine.abort_request([output.request_id])
-            finish = "abort"
+            finish, writing.older = "abort", []
+        # The law of temperature 0 has one token, of probability one; vLLM tells the model's own, or nan.
+        logprobs = [each - each for each in logprobs] if self.is_greedy else logprobs
+        for end, version in writing.older:
+            if (count := end - writing.told) > 0:
+                yield Wrote(id, writing.told, tokens[:count], logprobs[:count], "", version)
+                tokens, logprobs, writing.told = tokens[count:], logprobs[count:], end
+        yield Wrote(id, writing.told, tokens, logprobs, finish, self.version)
+        writing.told, writing.older = writing.told + len(tokens), []
         if finish:
             del self.written[id]
-        else:
-            self.written[id] = at + len(tokens)
-        # The law of temperature 0 has one token, of probability one; vLLM tells the model's own, or nan.
-        return Wrote(id, at, tokens, [each - each for each in logprobs] if self.is_greedy else logprobs, finish)
 
 
 def _params(law: Mapping[str, Any], end: Mapping[str, Any], request: Mapping[str, Any]) -> SamplingParams:

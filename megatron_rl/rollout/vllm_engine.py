@@ -42,6 +42,8 @@ class Scale:
     retries: int
     """How many groups a request may lose."""
     patience: Patience
+    in_flight: bool = False
+    """Whether weights may come while rollouts are written."""
 
 
 class VllmEngine:
@@ -58,8 +60,11 @@ class VllmEngine:
     def __init__(self, fleet: Fleet, scale: Scale, vocabulary: Vocabulary, sampling: SamplingSettings) -> None:
         self.fleet, self.scale, self.vocabulary = fleet, scale, vocabulary
         self.sampling, self.max_tokens = sampling.law, sampling.max_tokens
-        self.version = -1
         self.progress: Callable[[int, int, int], None] | None = None
+
+    @property
+    def version(self) -> int:
+        return self.fleet.version
 
     @property
     def groups(self) -> int:
@@ -89,8 +94,14 @@ class VllmEngine:
         self.fleet.send = None
 
     def begin(self, version: int) -> Delivery:
-        """Every group waits for this version. Nothing is served until `serve`."""
-        self.version = -1
+        """Every group waits for this version. Nothing is served until `serve`.
+
+        In flight, a wave waits there too, wherever it is, and goes on with the new version.
+        """
+        if self.scale.in_flight:
+            self.fleet.floor.claim(2 * self.scale.patience.silence_s)
+        else:
+            self.fleet.version = -1
         return self.fleet.begin(version)
 
     def finish(self, version: int) -> SyncReport:
@@ -102,7 +113,8 @@ class VllmEngine:
         held = [berth.version for berth in self.fleet.berths]
         if held != [version] * len(held):
             raise RuntimeError(f"version {version} cannot be served: the groups hold {held}; publish it first.")
-        self.version = version
+        self.fleet.version = version
+        self.fleet.floor.release()
 
     def generate(self, batch: Batch, sampling: Sampling | None = None) -> Batch:
         """A response for every row."""
@@ -110,17 +122,21 @@ class VllmEngine:
         requests = read_requests(batch, self.max_tokens, self.scale.context)
         refuse_unknown(requests, self.scale.vocabulary)
         end_stopped(requests, self.vocabulary)
-        ledger = Ledger(requests=requests, retries=self.scale.retries)
         end = {"tokens": list(self.vocabulary.end), "texts": list(self.vocabulary.stop)}
-        self._run(ledger, {"do": "write", "law": asdict(law), "end": end})
-        rollouts = returned(batch, requests, self.version, self.vocabulary)
-        if PREFIX in batch and PREFIX_LOGPROBS not in batch and len(batch):
-            return rollouts.with_columns(sampler_logprobs=self._score(rollouts, law))
+        with self.fleet.floor.held(self._waiting):
+            first = self.version
+            ledger = Ledger(requests=requests, retries=self.scale.retries, versions=range(first, first + 1))
+            self._run(ledger, {"do": "write", "law": asdict(law), "end": end})
+            rollouts = returned(batch, requests, first, self.vocabulary)
+            if PREFIX in batch and PREFIX_LOGPROBS not in batch and len(batch):
+                return rollouts.with_columns(sampler_logprobs=self._score(rollouts, law))
         return rollouts
 
     def score(self, batch: Batch) -> Ragged:
         """Log-probability of each response token, under the law tokens are drawn from."""
-        return self._score(batch, self._checked(self.sampling))
+        law = self._checked(self.sampling)
+        with self.fleet.floor.held(self._waiting):
+            return self._score(batch, law)
 
     @property
     def may_sleep(self) -> bool:
@@ -131,7 +147,7 @@ class VllmEngine:
 
         Memory for the weights is taken again where its sync begins, memory for the cache where it ends.
         """
-        self.version = -1
+        self.fleet.version = -1
         self.fleet.sleep()
 
     def close(self) -> None:
@@ -152,11 +168,15 @@ class VllmEngine:
             fleet=self.fleet,
             ledger=ledger,
             patience=self.scale.patience,
-            version=self.version,
             rows=self.scale.rows,
             command=command,
             tell=self._tell,
         ).run()
+
+    def _waiting(self) -> None:
+        """Shows that it is waited, for whoever would rather end."""
+        if self.progress is not None:
+            self.progress(0, 0, 0)
 
     def _tell(self, ledger: Ledger) -> None:
         if self.progress is not None:

@@ -15,6 +15,7 @@ from megatron_rl.reshard.delivery import Delivery, Source
 from megatron_rl.reshard.digest import ReceiverLost, TransferError, Verify
 from megatron_rl.reshard.sync import sent_and_received
 from megatron_rl.reshard.transport import SyncReport
+from megatron_rl.rollout.vllm_floor import Floor
 from megatron_rl.rollout.vllm_group import LISTEN_S, CoreOrder, Group, GroupLost
 from megatron_rl.rollout.vllm_host import Post, Seat
 
@@ -71,6 +72,9 @@ class Fleet:
     """Host and port of a store, for weights that go over the network."""
     delivery: Delivery | None = None
     berths: list[Berth] = field(default_factory=list)
+    version: int = -1
+    """What rollouts are written with; -1 nothing."""
+    floor: Floor = field(default_factory=Floor)
     restarts: int = 0
     _given_up: Delivery | None = None
 

@@ -7,6 +7,7 @@ import select
 import socket
 import subprocess
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -62,6 +63,8 @@ class Group:
     wire: socket.socket
     heartbeat_s: float
     heard: bytearray = field(default_factory=bytearray)
+    unheeded: deque[dict[str, Any]] = field(default_factory=deque)
+    """What it said of its work while an answer was waited for."""
     is_ready: bool = False
     is_gone: bool = False
     """Whether it died, or said nothing for too long: it is of no more use."""
@@ -123,12 +126,15 @@ class Group:
         if not select.select([self.wire], [], [], listen_s)[0]:
             self.check_alive()
             return None
+        answer: dict[str, Any] | None = None
         for line in self.read():
-            if line["said"] == said:
-                return line
             if line["said"] == "failed":
                 raise GroupLost(f"{self.post.name} could not {line['what']}: {line['why']}")
-        return None
+            if line["said"] == said:
+                answer = line
+            else:
+                self.unheeded.append(line)
+        return answer
 
     def check_alive(self) -> None:
         """GroupLost where a group at work was not heard of for two heartbeats; one that starts may be deaf for long."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from megatron_rl.rollout.writing import Request
 
-Piece = tuple[int, int, list[int], list[float], str]
-"""Request, place of the first token in what this group wrote of it, tokens, log-probabilities, how it ended."""
+Piece = tuple[int, int, list[int], list[float], str, int]
+"""Request, place of its first token in what this group wrote, tokens, log-probabilities, how it ended, version."""
 
 FINISHES = ("stop", "length", "abort")
 
@@ -22,6 +22,8 @@ class Ledger:
     requests: Sequence[Request]
     retries: int
     """How many groups a request may lose before it fails."""
+    versions: range
+    """Versions that may write: that of the beginning, and those that have come since."""
     waiting: deque[int] = field(default_factory=deque)
     out: dict[int, int] = field(default_factory=dict)
     """The group of each request that is being written."""
@@ -58,7 +60,7 @@ class Ledger:
 
     def note(self, group: int, piece: Piece) -> bool:
         """Writes down what a group says; False where it speaks of a request that it has not, which changes nothing."""
-        id, at, tokens, logprobs, finish = piece
+        id, at, tokens, logprobs, finish, version = piece
         if self.out.get(id) != group:
             return False
         request = self.requests[id]
@@ -67,6 +69,7 @@ class Ledger:
             return True
         request.tokens.extend(tokens)
         request.logprobs.extend(logprobs)
+        request.versions.extend([version] * len(tokens))
         if finish:
             self._end(id, finish)
         return True
@@ -105,7 +108,7 @@ class Ledger:
 
     def _problem(self, request: Request, place: int, piece: Piece) -> str:
         """What is wrong with a piece, empty where nothing is."""
-        _, _, tokens, logprobs, finish = piece
+        _, _, tokens, logprobs, finish, version = piece
         if place != len(request.tokens):
             return f"told the tokens from place {place} where {len(request.tokens)} was next"
         if len(tokens) != len(logprobs):
@@ -115,6 +118,8 @@ class Ledger:
         bad = [place + i for i, logprob in enumerate(logprobs) if not math.isfinite(logprob) or logprob > 1e-3]
         if bad:
             return f"gave response token {bad[0]} the log-probability {logprobs[bad[0] - place]}"
+        if tokens and version not in self.versions:
+            return f"told tokens of version {version}, and writes with {' or '.join(map(str, self.versions))}"
         if finish not in ("", *FINISHES):
             return f"ended with '{finish}', not one of {', '.join(FINISHES)}"
         return ""

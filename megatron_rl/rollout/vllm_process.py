@@ -120,6 +120,8 @@ class Post:
                 self.core.open(**wanted)
                 self.line.say("opened")
             case "receive":
+                if self.untold:  # first, so that the driver has it should the version not come
+                    self._tell((), at_once=True)
                 self.line.say("received", reports=self.core.receive(**wanted))
             case "sleep" | "wake":
                 (self.core.sleep if what == "sleep" else self.core.wake)(**wanted)

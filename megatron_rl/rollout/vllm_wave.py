@@ -1,4 +1,7 @@
-"""One wave of requests through the groups: handed out, listened for, taken back from groups that are lost."""
+"""One wave of requests through the groups: handed out, listened for, taken back from groups that are lost.
+
+Weights may come between two of its passes. Groups that were writing go on with them, and say so of what they tell.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 from megatron_rl.ops.noise import fold
 from megatron_rl.reshard.digest import TransferError
 from megatron_rl.rollout.vllm_fleet import Berth, Fleet
-from megatron_rl.rollout.vllm_group import LISTEN_S, GroupLost
+from megatron_rl.rollout.vllm_group import LISTEN_S, Group, GroupLost
 from megatron_rl.rollout.vllm_ledger import Ledger
 
 
@@ -34,7 +37,6 @@ class Wave:
     fleet: Fleet
     ledger: Ledger
     patience: Patience
-    version: int
     rows: int
     """Requests that a group holds at once."""
     command: Mapping[str, Any]
@@ -43,12 +45,22 @@ class Wave:
     ends: float = field(init=False)
     gone: str = ""
     """Why the last group was lost."""
+    asked: dict[int, Group] = field(default_factory=dict)
+    """The group in each place that has requests of this wave."""
 
     def __post_init__(self) -> None:
         self.ends = time.monotonic() + (self.patience.deadline_s or float("inf"))
 
+    @property
+    def version(self) -> int:
+        return self.fleet.version
+
     def run(self) -> None:
+        for berth in self.fleet.berths:
+            berth.group.unheeded.clear()
         while self.ledger.is_open:
+            if self.fleet.floor.give_way(lambda: self.tell(self.ledger)):
+                self._go_on()
             self._hand_out()
             self._listen()
             self._watch()
@@ -62,7 +74,7 @@ class Wave:
         for place, berth in enumerate(self.fleet.berths):
             free = self.rows - len(self.ledger.held(place))
             if berth.version == self.version and self.ledger.waiting and free >= max(1, self.rows // 4):
-                taken = self.ledger.take(place, free)
+                taken, self.asked[place] = self.ledger.take(place, free), berth.group
                 berth.group.say({"do": "write", **self.command, "requests": [self._asked(id) for id in taken]})
 
     def _asked(self, id: int) -> dict[str, object]:
@@ -70,6 +82,21 @@ class Wave:
         request = self.ledger.requests[id]
         seed = int(fold(request.seed, [len(request.tokens)])) & ((1 << 63) - 1)
         return {"id": id, "tokens": request.context, "room": request.budget - len(request.tokens), "seed": seed}
+
+    def _go_on(self) -> None:
+        """After weights have come: hears what was said meanwhile, and takes requests back from groups that are gone."""
+        self.ledger.versions = range(self.ledger.versions.start, self.version + 1)
+        for place, group in self.asked.items():
+            berth, why = self.fleet.berths[place], ""
+            try:
+                while group.unheeded:
+                    self._heed(place, group.unheeded.popleft())
+            except GroupLost as error:
+                why = str(error)
+            if berth.group is not group:
+                self.ledger.lose(place, why or f"{berth.post.name} was lost while weights came")
+            elif why:
+                self._lose(place, why)
 
     def _listen(self) -> None:
         wires = {berth.group.wire: place for place, berth in enumerate(self.fleet.berths) if not berth.is_lost}

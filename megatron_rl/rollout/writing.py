@@ -25,6 +25,8 @@ class Request:
     budget: int
     tokens: list[int]
     logprobs: list[float]
+    versions: list[int] = field(default_factory=list)
+    """Of the tokens at its end, where an engine says which version wrote each."""
     finish: str = ""
     """Empty while it is being written."""
     error: str = ""
@@ -112,20 +114,21 @@ def refuse_unscorable(batch: Batch, context: int, vocabulary: int) -> None:
 
 
 def returned(batch: Batch, requests: Sequence[Request], version: int, vocabulary: Vocabulary) -> Batch:
-    """The batch with what became of each row, written by this version of the policy."""
+    """The batch with what became of each row, written by this version of the policy but for what says otherwise."""
     for request in requests:
         if request.error:
-            request.tokens, request.logprobs = [], []
+            request.tokens, request.logprobs, request.versions = [], [], []
     tokens = Ragged.of([request.tokens for request in requests], dtype=torch.int32)
+    versions = [[version] * (len(each.tokens) - len(each.versions)) + each.versions for each in requests]
     return batch.with_columns(
         tokens=tokens,
         sampler_logprobs=Ragged.of([request.logprobs for request in requests], dtype=torch.float32),
         loss_mask=Ragged(torch.ones_like(tokens.values), tokens.offsets),
-        token_versions=Ragged(torch.full_like(tokens.values, version), tokens.offsets),
+        token_versions=Ragged.of(versions, dtype=torch.int32),
         finish=[request.finish for request in requests],
         status=["failed" if request.error else "ok" for request in requests],
         error=[request.error for request in requests],
-        version=[version] * len(requests),
+        version=[each.versions[-1] if each.versions else version for each in requests],
         response_text=[vocabulary.decode(request.tokens) for request in requests],
     )
 

@@ -180,8 +180,7 @@ def _written(begun: Batch, stretch: int, context: Context) -> Batch:
         )
     ]
     kept = versions.head(length_B)
-    added_B = length_B - kept.length_B
-    added = Ragged.from_lengths(after.numbers(VERSION).repeat_interleave(added_B), added_B)
+    added = after.ragged(TOKEN_VERSIONS).behind(kept.length_B)
     return after.with_columns(finish=finish, token_versions=kept.append(added)).with_metrics(begun.metrics)
 
 

@@ -45,6 +45,7 @@ def test_take_picks_rows_in_the_given_order(rows, data):
 def test_head_and_append_undo_each_other(rows, data):
     cuts = [data.draw(st.integers(0, len(row))) for row in rows]
     tails = ragged([row[cut:] for row, cut in zip(rows, cuts, strict=True)])
+    assert as_lists(ragged(rows).behind(torch.tensor(cuts))) == as_lists(tails)
     heads = ragged(rows).head(torch.tensor(cuts))
     assert as_lists(heads) == [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
     assert as_lists(heads.append(tails)) == rows

@@ -68,7 +68,7 @@ def open_scripted(
 ) -> VllmEngine:
     """An engine that serves version 0."""
     waits = Patience(**{"deadline_s": None, "silence_s": 30.0, "start_s": 60.0, **patience})
-    scale = Scale(context=64, vocabulary=101, rows=8, retries=2, patience=waits)
+    scale = Scale(context=64, vocabulary=101, rows=8, retries=2, patience=waits, in_flight="halves" in fault)
     vocabulary = Vocabulary(decode=words, end=(1,))
     engine = VllmEngine(open_fleet(folder, fault, groups, seats), scale, vocabulary, SamplingSettings(max_tokens=6))
     engine.expect(SOURCE, send)

@@ -1,6 +1,6 @@
 import pytest
 
-from megatron_rl.rollout.servable import COLDEST, HOTTEST, refuse_unservable, sleepless, unservable
+from megatron_rl.rollout.servable import COLDEST, HOTTEST, refuse_unservable, sleepless, unflyable, unservable
 from megatron_rl.spec.schema import SpecError
 
 
@@ -20,3 +20,10 @@ def test_groups_sleep_where_they_do_not_write_meanwhile_and_the_room_is_the_acto
     assert "with schedule.ahead the groups write then" in sleepless(ahead=True, split=False)[0]
     assert "cluster.placement 'split' keeps on other GPUs" in sleepless(ahead=False, split=True)[0]
     assert len(sleepless(ahead=True, split=True)) == 2
+
+
+def test_weights_come_while_groups_write_where_they_write_while_the_actor_learns():
+    assert unflyable(ahead=True, sleeps=False) == []
+    assert "with schedule.ahead at 0 none does; set it to 1" in unflyable(ahead=False, sleeps=False)[0]
+    assert "rollout.vllm.sleep they sleep then" in unflyable(ahead=True, sleeps=True)[0]
+    assert len(unflyable(ahead=False, sleeps=True)) == 2

@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_rl.batch.columns import ERROR, FINISH, TOKENS
+from megatron_rl.batch.columns import ERROR, FINISH, SAMPLER_LOGPROBS, TOKEN_VERSIONS, TOKENS
+from megatron_rl.beside import beside
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.reshard.ring import memory_folder
+from tests.fakes.tiny_models import tiny_folder
 from tests.rollout.opening import asked, random_prompts
 
 pytestmark = pytest.mark.vllm
@@ -85,6 +87,37 @@ def test_at_the_deadline_a_wave_comes_back_with_what_is_written(vllm_serving):
     assert cut
     assert all(length < 100 for length in cut)
     assert engine.generate(asked([[5, 6]])).strings(FINISH)[0] in ("stop", "length")
+
+
+@pytest.mark.parametrize("law", [Sampling(), Sampling(temperature=0.7, top_p=0.9)])
+def test_after_weights_came_in_the_middle_every_token_has_the_law_of_the_version_it_is_recorded_with(
+    vllm_serving, vllm_folder, tmp_path, law
+):
+    from tests.rollout.serving import differences, expected_logprobs
+
+    engine, writing = vllm_serving.engine, threading.Event()
+    newer, restarts = tiny_folder(tmp_path, "qwen3", seed=5, tie_word_embeddings=True), engine.fleet.restarts
+    scale, first = engine.scale, vllm_serving.version
+    engine.scale = replace(scale, in_flight=True)
+    try:
+        with when_writing(engine, writing.set):
+            wave = beside(lambda: engine.generate(asked(random_prompts(60), budgets=[90] * 60), law), "wave")
+            assert writing.wait(60)
+            vllm_serving.publish(newer)
+            rollouts = wave.result(240)
+    finally:
+        engine.scale = scale
+    assert rollouts.strings(ERROR) == [""] * 60
+    versions, told = rollouts.ragged(TOKEN_VERSIONS), rollouts.ragged(SAMPLER_LOGPROBS)
+    assert all(row.tolist() == sorted(row.tolist()) for row in versions.rows())
+    is_new_T = versions.values == first + 1
+    assert set(versions.values.tolist()) == {first, first + 1}
+    assert any(len(set(row.tolist())) == 2 for row in versions.rows())
+    for folder, of_it_T in ((vllm_folder, ~is_new_T), (newer, is_new_T)):
+        gap_T = differences(told.rows(), expected_logprobs(folder, rollouts, law)[0])
+        assert float(gap_T[of_it_T].max()) < 1e-4
+        assert float(gap_T[~of_it_T].nan_to_num(9.0, posinf=9.0).mean()) > 0.1
+    assert engine.fleet.restarts == restarts
 
 
 @pytest.mark.slow

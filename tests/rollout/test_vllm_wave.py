@@ -1,6 +1,10 @@
+import threading
+
 import pytest
 
-from megatron_rl.batch.columns import ERROR, FINISH, STATUS, TOKENS
+from megatron_rl.batch.columns import ERROR, FINISH, STATUS, TOKEN_VERSIONS, TOKENS, VERSION
+from megatron_rl.beside import beside
+from megatron_rl.reshard.digest import ReceiverLost
 from tests.rollout.opening import asked
 from tests.rollout.scripted import open_scripted
 
@@ -105,3 +109,83 @@ def test_progress_is_told_until_everything_is_done(scripted):
     engine.progress = lambda *facts: told.append(facts)
     engine.generate(asked(PROMPTS))
     assert told[-1] == (5, 5, 30)
+
+
+def begun(engine):
+    """A wave of which every group has told something by version 0, in a thread of its own."""
+    told, groups = threading.Event(), engine.groups
+
+    def progress(done, total, tokens):
+        if tokens >= 2 * len(PROMPTS) or (groups == 1 and tokens):
+            told.set()
+
+    engine.progress = progress
+    rollouts = beside(lambda: engine.generate(asked(PROMPTS)), "wave")
+    assert told.wait(20)
+    return rollouts
+
+
+def brought(engine, version):
+    engine.begin(version)
+    engine.finish(version)
+    engine.serve(version)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_weights_that_come_in_the_middle_of_a_wave_write_what_is_left_of_it(scripted, groups):
+    engine = scripted("halves", groups=groups)
+    wave = begun(engine)
+    brought(engine, 1)
+    rollouts = wave.result(20)
+    assert outcome(rollouts) == ([WHOLE] * 5, [""] * 5)
+    assert [row.tolist() for row in rollouts.ragged(TOKEN_VERSIONS).rows()] == [[0, 0, 0, 0, 1, 1]] * 5
+    assert rollouts.numbers(VERSION).tolist() == [1] * 5
+    assert engine.fleet.restarts == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "groups"),
+    [
+        ("dies receiving between halves", 1),
+        ("dies receiving between halves", 2),
+        ("is stopped receiving between halves", 2),
+    ],
+)
+def test_a_group_lost_over_weights_in_the_middle_of_a_wave_is_replaced_and_its_requests_go_on(scripted, fault, groups):
+    engine = scripted(fault, groups=groups, send=None)
+    wave = begun(engine)
+    for berth in engine.fleet.berths:
+        berth.group.heartbeat_s = 1.0
+    engine.begin(1)
+    with pytest.raises(ReceiverLost, match="version 1 did not reach every group"):
+        engine.finish(1)
+    brought(engine, 1)
+    rollouts = wave.result(20)
+    assert outcome(rollouts) == ([WHOLE] * 5, [""] * 5)
+    versions = [row.tolist() for row in rollouts.ragged(TOKEN_VERSIONS).rows()]
+    assert all(row == sorted(row) and row[:2] == [0, 0] and row[-1] == 1 for row in versions)
+    assert engine.fleet.restarts == 1
+
+
+def test_a_wave_that_is_asked_for_while_weights_come_waits_for_them(scripted):
+    engine = scripted("halves")
+    engine.begin(1)
+    wave = beside(lambda: engine.generate(asked(PROMPTS)), "wave")
+    engine.finish(1)
+    assert not wave.done()
+    engine.serve(1)
+    rollouts = wave.result(20)
+    assert set(rollouts.ragged(TOKEN_VERSIONS).values.tolist()) == {1}
+
+
+def test_whoever_ends_the_run_ends_a_wave_that_waits_for_weights(scripted):
+    engine = scripted("halves")
+    wave = begun(engine)
+
+    def unwanted(done, total, tokens):
+        raise InterruptedError("nobody wants it")
+
+    engine.begin(1)
+    engine.progress = unwanted
+    with pytest.raises(InterruptedError):
+        wave.result(20)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from megatron_rl.batch.columns import ERROR, RESPONSE_TEXT, SAMPLER_LOGPROBS, STATUS, TOKEN_VERSIONS, TOKENS
+from megatron_rl.batch.columns import ERROR, RESPONSE_TEXT, SAMPLER_LOGPROBS, STATUS, TOKEN_VERSIONS, TOKENS, VERSION
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.rollout.vocabulary import Vocabulary
 from megatron_rl.rollout.writing import (
@@ -73,6 +73,16 @@ def test_a_failed_request_comes_back_without_tokens_and_with_its_reason():
     assert (rollouts[STATUS], rollouts[ERROR]) == (["ok", "failed"], ["", "it broke"])
     assert rollouts[RESPONSE_TEXT] == ["<3><4>", ""]
     assert rollouts[TOKEN_VERSIONS].values.tolist() == [7, 7]
+
+
+def test_tokens_whose_writer_is_told_stand_behind_those_that_were_there():
+    requests = read_requests(asked([[5]] * 3, prefixes=[[3], [], [1]]), max_tokens=9, context=10)
+    for request, written in zip(requests, ([7, 8], [8], []), strict=True):
+        request.tokens, request.versions, request.finish = [*request.tokens, *[4] * len(written)], written, "stop"
+        request.logprobs = [-0.5] * len(request.tokens)
+    rollouts = returned(asked([[5]] * 3), requests, 6, Vocabulary(decode=words, end=()))
+    assert [row.tolist() for row in rollouts[TOKEN_VERSIONS].rows()] == [[6, 7, 8], [8], [6]]
+    assert rollouts.numbers(VERSION).tolist() == [8, 8, 6]
 
 
 def test_a_draw_depends_on_its_seed_and_place_alone():

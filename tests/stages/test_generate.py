@@ -16,6 +16,7 @@ from megatron_rl.batch.columns import (
     VERSION,
 )
 from megatron_rl.batch.memory import read_memory, write_memory
+from megatron_rl.batch.ragged import Ragged
 from megatron_rl.drawing import requests
 from megatron_rl.ports import Context
 from megatron_rl.stages.generate import Generate
@@ -116,6 +117,25 @@ def test_every_token_keeps_the_version_and_the_log_probability_that_it_was_writt
     assert done.metrics["stretch/versions_max"] == 1
     now = engine.score(resumed).values[versions.values == 1]
     torch.testing.assert_close(resumed[SAMPLER_LOGPROBS].values[versions.values == 1], now)
+
+
+def test_a_stretch_that_several_versions_wrote_is_recorded_token_by_token():
+    class ChangesAtOnce(MarkovEngine):
+        """The first token that it adds is of the version before."""
+
+        def generate(self, batch, sampling=None):
+            told = super().generate(batch, sampling)
+            begun_B, versions = batch[PREFIX].length_B, told[TOKEN_VERSIONS].values.clone()
+            versions[told[TOKENS].offsets[:-1] + begun_B] -= 1
+            return told.with_columns(token_versions=Ragged(versions, told[TOKENS].offsets))
+
+    engine = ChangesAtOnce(random_law(0, stop_share=0.0))
+    engine.version = 1
+    context, asked = asked_of(engine, groups=1)
+    _, memory = Generate(stretch=6)(asked, None, context)
+    engine.version = 2
+    done, _ = Generate(stretch=6)(asked.where(torch.zeros(4, dtype=torch.bool)), memory, context)
+    assert [row.tolist() for row in done[TOKEN_VERSIONS].rows()] == [[0, *[1] * 5, 1, *[2] * 5]] * 4
 
 
 def test_a_rollout_that_fails_on_its_way_is_over():
