@@ -11,13 +11,16 @@ import os, random, signal, sys, threading
 from megatron_rl import checkpoint
 from megatron_rl.cli import main
 
-def saved_and_doomed(root, step, *rest):
-    saved = save(root, step, *rest)
+def begun_and_doomed(root, step, *rest):
+    saving = begin(root, step, *rest)
     if step == doomed:
-        threading.Timer(random.uniform(0.0, 0.1), os.kill, (os.getpid(), signal.SIGKILL)).start()
-    return saved
+        saving.add_done_callback(lambda _: threading.Timer(random.uniform(0.0, 0.1), end).start())
+    return saving
 
-save, checkpoint.save, doomed = checkpoint.save, saved_and_doomed, int(sys.argv[1])
+def end():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+begin, checkpoint.begin, doomed = checkpoint.begin, begun_and_doomed, int(sys.argv[1])
 main(["train", *sys.argv[2:]])
 """
 

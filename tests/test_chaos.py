@@ -53,7 +53,7 @@ def undisturbed(config, usual, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_run_goes_on_after_every_fault_as_if_nothing_had_happened(undisturbed, config, usual, tmp_path, seed):
-    faults = draws(seed, FAULTS)
+    faults, usual = draws(seed, FAULTS), (*usual, f"schedule.save_async={'true' if seed % 2 else 'false'}")
     while any(fault.is_deadly for fault in faults):
         deadly = next(place for place, fault in enumerate(faults) if fault.is_deadly)
         now, faults = faults[: deadly + 1], faults[deadly + 1 :]

@@ -161,7 +161,7 @@ def test_eight_steps_are_three_and_five_with_a_kill_between(pair, data, tmp_path
     more = (*valued(data, tmp_path, parts), "schedule.steps=8", "schedule.save_every=3")
     launch.train(load(written(data, tmp_path / "straight", parts), more))
     config = written(data, tmp_path / "broken", parts)
-    kill_after(3, config, more)
+    kill_after(3, config, (*more, "schedule.save_async=true"))
     launch.train(load(config, more))
     straight, broken = tmp_path / "straight" / "run", tmp_path / "broken" / "run"
     assert digest(straight, 8) == digest(broken, 8)

@@ -159,8 +159,9 @@ def test_eight_steps_are_three_and_five_with_a_kill_between(config, data, tmp_pa
     more = with_values(config, data, tmp_path, "schedule.steps=8", "schedule.save_every=3")
     straight, broken = halves(config, tmp_path)
     launch.train(small(config, data, tmp_path / "straight", *more))
-    kill_after(3, config, shrunk(config, data, tmp_path / "broken", *more))
-    launch.train(small(config, data, tmp_path / "broken", *more))
+    beside = (*more, "schedule.save_async=true")
+    kill_after(3, config, shrunk(config, data, tmp_path / "broken", *beside))
+    launch.train(small(config, data, tmp_path / "broken", *beside))
     assert_same(straight, broken, 8)
 
 
