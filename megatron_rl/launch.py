@@ -22,7 +22,7 @@ from megatron_rl.checkpoint import CheckpointError
 from megatron_rl.commands.configuration import folder_of
 from megatron_rl.data.values import write_values
 from megatron_rl.evaluate import HeldOut
-from megatron_rl.occupancy import alone_in
+from megatron_rl.occupancy import Attempt, alone_in
 from megatron_rl.own_code import own_code, told
 from megatron_rl.ports import Context
 from megatron_rl.rollout.vllm import Vllm
@@ -47,9 +47,9 @@ MAY_CHANGE = (*SCHEDULE, "telemetry.", "evaluation.", "run.folder", *CUT, *MACHI
 """Keys that a resumed run may have otherwise than when it began."""
 
 
-def train(spec: RunSpec, budget: Budget | None = None) -> str:
+def train(spec: RunSpec, budget: Budget | None = None, attempt: Attempt | None = None) -> str:
     """Trains to the end, from the folder's latest checkpoint where there is one; returns what stopped it before."""
-    with alone_in(folder_of(spec)):
+    with alone_in(folder_of(spec), attempt):
         return _train(spec, budget)
 
 

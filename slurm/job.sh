@@ -52,7 +52,7 @@ again() { # the same job from its last checkpoint; a busy controller may have to
 }
 
 run_job() { # COMMAND ARGUMENTS...
-    local nodes first address="" logs driver code=0 cluster="" until=()
+    local nodes first address="" logs driver code=0 cluster="" more=()
     if [ -n "$DRY_RUN" ]; then
         nodes=${SLURM_JOB_NUM_NODES:-${NODES:-1}} first=FIRST_NODE address=FIRST_ADDRESS:FREE_PORT logs=$ROOT/runs/jobs/JOB
     else
@@ -83,11 +83,12 @@ run_job() { # COMMAND ARGUMENTS...
         address=alone
     fi
     if [ "$1" = train ] && [ -z "$DRY_RUN" ]; then
-        until=(--until "$(end_of_job)" --margin "${MARGIN_S:-10}")
-        [ -n "${until[1]}" ] || until=()
+        more=(--until "$(end_of_job)" --margin "${MARGIN_S:-10}")
+        [ -n "${more[1]}" ] || more=()
+        more+=(--attempt "$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}") # a node that died may keep the folder locked
     fi
     step --nodes=1 --ntasks=1 --nodelist="$first" --output="$logs/driver.log" --open-mode=append \
-        slurm/node.sh drive "$address" "$logs/stop" megatron-rl "$@" "${until[@]}" &
+        slurm/node.sh drive "$address" "$logs/stop" megatron-rl "$@" "${more[@]}" &
     driver=$!
     if [ -n "$DRY_RUN" ]; then
         wait "$driver"

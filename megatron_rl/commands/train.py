@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_rl.budget import Budget
 from megatron_rl.commands.configuration import add_configuration, checked, folder_of
 from megatron_rl.commands.exits import DONE, FAILED, INTERRUPTED, STOPPED
+from megatron_rl.occupancy import Attempt
 from megatron_rl.reshard.layout import LayoutError
 from megatron_rl.spec.describe import describe
 from megatron_rl.spec.load import load
@@ -23,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the resolved run and what it would take")
     parser.add_argument("--until", type=float, metavar="TIME", help="when the job is killed, in seconds since 1970")
     parser.add_argument("--margin", type=float, default=10.0, metavar="S", help="seconds to keep free before that")
+    parser.add_argument(
+        "--attempt",
+        type=_attempt,
+        metavar="JOB.N",
+        help="which try of a job this is: a dead one before it is no obstacle",
+    )
     parser.epilog = describe().replace("%", "%%")
 
 
@@ -34,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     again = shlex.join(["megatron-rl", "train", str(arguments.config), *arguments.settings])
     budget = None if arguments.until is None else Budget(ends_at=arguments.until, margin_s=arguments.margin)
     try:
-        return _trained(spec, budget, again)
+        return _trained(spec, budget, arguments.attempt, again)
     except KeyboardInterrupt:
         has_saved = any((folder / "checkpoints").glob("step_*"))
         how = "goes on from its last checkpoint" if has_saved else "has no checkpoint yet and begins again"
@@ -42,12 +49,19 @@ def run(arguments: argparse.Namespace) -> int:
         return INTERRUPTED
 
 
-def _trained(spec: RunSpec, budget: Budget | None, again: str) -> int:
+def _attempt(text: str) -> Attempt:
+    job, _, number = text.rpartition(".")
+    if not job or not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"should be a job and a number, as 4711.0, got {text!r}")
+    return Attempt(job, int(number))
+
+
+def _trained(spec: RunSpec, budget: Budget | None, attempt: Attempt | None, again: str) -> int:
     from megatron_rl import launch
 
     folder = folder_of(spec)
     try:
-        if stopped := launch.train(spec, budget):
+        if stopped := launch.train(spec, budget, attempt):
             print(f"{stopped}; {folder} is saved and goes on with: {again}", file=sys.stderr)
             return STOPPED
     except SpecError:

@@ -3,15 +3,18 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
 from megatron_rl import launch
 from megatron_rl.cli import main
 from megatron_rl.commands.exits import DONE, INTERRUPTED, STOPPED, WRONG
+from megatron_rl.occupancy import alone_in
 from megatron_rl.spec import files
 from megatron_rl.spec.load import SHIPPED
 from tests.test_launch import data, digest, spec  # noqa: F401  # data is a fixture
+from tests.test_occupancy import HASTE, dead
 
 
 def test_a_dry_run_prints_the_run_and_what_it_would_take_and_starts_nothing(data, tmp_path, capsys):  # noqa: F811
@@ -65,6 +68,18 @@ def test_an_engine_whose_cut_the_model_does_not_have_is_refused_by_a_dry_run(dat
     spec(data, tmp_path)
     assert main(["train", str(tmp_path / "run.yaml"), "--dry-run", "rollout={vllm: {tp: 7}}"]) == WRONG
     assert "run.yaml: " in capsys.readouterr().err
+
+
+def test_a_later_attempt_of_a_job_is_not_kept_out_by_one_that_died_with_its_machine(data, tmp_path, monkeypatch, capfd):  # noqa: F811
+    spec(data, tmp_path)
+    command = ["train", str(tmp_path / "run.yaml"), "--until", "0", "--attempt"]
+    monkeypatch.setattr(launch, "alone_in", partial(alone_in, patience=HASTE))
+    (tmp_path / "run").mkdir()
+    with dead(tmp_path / "run", "elsewhere 17 4711_3 0"):
+        assert main([*command, "4711_3.1"]) == STOPPED
+    with pytest.raises(SystemExit):
+        main([*command, "4711"])
+    assert "should be a job and a number, as 4711.0, got '4711'" in capfd.readouterr().err
 
 
 def test_out_of_time_has_an_exit_code_of_its_own_and_says_how_to_go_on(data, tmp_path, capfd):  # noqa: F811

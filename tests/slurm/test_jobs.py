@@ -140,7 +140,7 @@ def test_a_job_that_runs_out_of_time_saves_before_slurm_kills_it(slurm, config, 
 
 
 STUBS = {
-    "srun": 'touch "$HERE/started"; until [ -e "$HERE/runs/jobs/7/stop" ]; do /bin/sleep 0.05; done; exit ${CODE:-138}',
+    "srun": 'echo "$*" > "$HERE/started"; until [ -e "$HERE/runs/jobs/7/stop" ]; do sleep 1; done; exit ${CODE:-138}',
     "scontrol": 'echo "$*" >> "$HERE/asked"; [ $1 != requeue ] || [ $(grep -c requeue "$HERE/asked") -gt ${BUSY:-0} ]',
     "squeue": "echo RUNNING",
     "sleep": "/bin/sleep 0.05",
@@ -173,6 +173,8 @@ def test_a_signalled_script_puts_back_what_has_steps_left(root, told, requeues):
     said = script.communicate(timeout=30)[1].decode()
     assert script.returncode == int(told["CODE"]), said
     assert (root / "asked").read_text().count("requeue 7") == requeues
+    attempt = f" --attempt 7.{told.get('SLURM_RESTART_COUNT', 0)}\n"
+    assert (root / "started").read_text().endswith(f"megatron-rl train x.yaml --until 9 --margin 10{attempt}")
 
 
 def test_a_driver_does_not_wait_for_nodes_that_will_never_come(root):
