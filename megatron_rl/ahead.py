@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -18,6 +19,7 @@ from typing import Final, NamedTuple
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.memory import Memory
+from megatron_rl.failures import FAILED, joined, tell
 from megatron_rl.loop import Run, next_batch
 from megatron_rl.pipeline import Memories
 from megatron_rl.ports import Context
@@ -47,39 +49,62 @@ class Collected(NamedTuple):
     seconds: float
 
 
+class Beside(NamedTuple):
+    """A collection in hand: what will come of it, and of how many steps."""
+
+    collected: Future[Collected]
+    steps: int
+
+
 class Ahead:
     """A `Feed` that collects in a thread of its own, which alone uses the engine and the judge until `rest`."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.metrics: Mapping[str, float] = {}
-        self._beside: Future[Collected] | None = None
+        self._told: Mapping[str, float] = {}
+        self._version = -1
+        self._beside: deque[Beside] = deque()
+        """The collections in hand, each going on from the one before."""
         self._thread: threading.Thread | None = None
         self._is_over = threading.Event()
 
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        return self._told
+
     def next_batch(self, run: Run, context: Context) -> Batch:
         """The oldest batch that waits; the engine goes on with those that are missing behind it."""
-        if not _waiting(run.memories):
-            self._collect(run, context, count=1)
-            self.rest(run)
+        self._version = context.version
+        while not _waiting(run.memories):
+            if not self._beside:
+                self._collect(run, context, count=1)
+            self._land(run)
         batch, *waiting = _waiting(run.memories)
         run.memories = {**run.memories, AHEAD: {"batches": [*waiting]}}
-        later = replace(context, step=context.step + 1 + len(waiting))
-        self._collect(run, later, count=self.steps - len(waiting))
+        begun = len(waiting) + sum(beside.steps for beside in self._beside)
+        self._collect(run, replace(context, step=context.step + 1 + begun), count=self.steps - begun)
         return batch
 
+    def give_way(self, run: Run) -> None:
+        """Whoever writes goes on to the end with the weights it has."""
+        self.rest(run)
+
     def rest(self, run: Run) -> None:
-        """Waits for the collection in hand; what went wrong in it is raised here."""
-        if self._beside is None:
-            return
-        began, beside, self._beside = time.perf_counter(), self._beside, None
-        done = beside.result()
+        """Waits for the collections in hand; what went wrong in one is raised here."""
+        while self._beside:
+            self._land(run)
+
+    def _land(self, run: Run) -> None:
+        """Waits for the oldest collection in hand, and takes over what it moved."""
+        began, beside = time.perf_counter(), self._beside.popleft()
+        done = beside.collected.result()
         waited = time.perf_counter() - began
         waiting: list[Memory] = [*_waiting(run.memories), *done.batches]
         learnt = {slot: memory for slot, memory in run.memories.items() if slot in _learning_slots(run)}
-        run.memories = {**learnt, **done.memories, AHEAD: {"batches": waiting}}
+        failed = joined(run.memories.get(FAILED), done.memories.get(FAILED))
+        run.memories = {**learnt, **_with(done.memories, failed), AHEAD: {"batches": waiting}}
         run.parts = {**run.parts, **done.parts}
-        self.metrics = {
+        self._told = {
             "ahead/waiting": float(len(waiting)),
             "ahead/collect_seconds": done.seconds,
             "ahead/hidden_seconds": max(0.0, done.seconds - waited),
@@ -102,7 +127,7 @@ class Ahead:
         return tell
 
     def _collect(self, run: Run, first: Context, count: int) -> None:
-        """Begins with the batches of `count` steps, all written by the version that the engine has now."""
+        """Begins with the batches of `count` steps, once those in hand are there."""
         if count <= 0:
             return
         learnt = {*_learning_slots(run), AHEAD}
@@ -110,23 +135,33 @@ class Ahead:
         machines = {name: machine for name, machine in run.machines.items() if name not in LEARNING}
         twin = replace(run, memories=memories, machines=machines, seconds={}, parts={})
         future: Future[Collected] = Future()
+        before = self._beside[-1].collected if self._beside else None
 
         def work() -> None:
             try:
+                if before is not None:
+                    twin.memories = before.result().memories
                 future.set_result(self._collected(twin, replace(first, machines=machines), count))
-            except BaseException as error:  # noqa: BLE001  # raised by `rest`, where the run waits for it
+            except BaseException as error:  # noqa: BLE001  # raised where the run waits for it
                 future.set_exception(error)
 
         # A daemon, so that a run that fails while an engine hangs can still end.
         self._thread = threading.Thread(target=work, name="collect", daemon=True)
-        self._beside = future
+        self._beside.append(Beside(future, count))
         self._thread.start()
 
     def _collected(self, twin: Run, first: Context, count: int) -> Collected:
         began, batches = time.perf_counter(), list[Batch]()
+        # Whoever learns tells what failed so far.
+        twin.memories = _with(twin.memories, tell(twin.memories.get(FAILED)).memory)
         while len(batches) < count and not self._is_over.is_set():
-            batches.append(next_batch(twin, replace(first, step=first.step + len(batches))))
+            step, version = first.step + len(batches), max(first.version, self._version)
+            batches.append(next_batch(twin, replace(first, step=step, version=version)))
         return Collected(batches, twin.memories, twin.parts, time.perf_counter() - began)
+
+
+def _with(memories: Memories, failed: Memory) -> dict[str, Memory]:
+    return {**memories} if failed is None else {**memories, FAILED: failed}
 
 
 def _learning_slots(run: Run) -> set[str]:

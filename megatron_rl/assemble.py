@@ -28,6 +28,7 @@ from megatron_rl.data.tokenizer import Tokenizer, decoder, load_tokenizer
 from megatron_rl.data.values import read_values
 from megatron_rl.evaluate import EvaluationSettings, HeldOut
 from megatron_rl.ideas import read_ideas
+from megatron_rl.in_flight import InFlight
 from megatron_rl.loop import Feed, InTurn, Run
 from megatron_rl.pipeline import chain
 from megatron_rl.ports import Context, Telemetry
@@ -207,7 +208,8 @@ def _feed(schedule: Schedule, engine: Engine, telemetry: Telemetry) -> Feed:
     if not schedule.ahead:
         engine.progress = telemetry.wave
         return InTurn(dismiss=engine.sleep if isinstance(engine, VllmEngine) and engine.may_sleep else None)
-    ahead = Ahead(schedule.ahead)
+    in_flight = isinstance(engine, VllmEngine) and engine.scale.in_flight
+    ahead = InFlight(schedule.ahead) if in_flight else Ahead(schedule.ahead)
     engine.progress = ahead.watched(telemetry.wave)
     if isinstance(engine, VllmEngine):
         engine.send_only_when_published()

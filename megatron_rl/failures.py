@@ -80,6 +80,16 @@ def tell(memory: Memory) -> Told:
     return Told(rows, metrics, {**state, "rows": None, "groups": 0})
 
 
+def joined(waiting: Memory, memory: Memory) -> Memory:
+    """Memory of whoever went on from `tell`, with the rows that waited to be told before it did or have come since."""
+    if waiting is None or memory is None:
+        return waiting if memory is None else memory
+    before, state = _state(waiting), _state(memory)
+    first, then = before["rows"], state["rows"]
+    both = first.followed_by(then) if isinstance(first, Batch) and isinstance(then, Batch) else then or first
+    return {**state, "rows": both, "groups": _count(before, "groups") + _count(state, "groups")}
+
+
 def _groups(batch: Batch) -> set[int]:
     return set(batch.numbers(GROUP).tolist()) if GROUP in batch else set()
 

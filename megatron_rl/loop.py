@@ -41,8 +41,11 @@ class Feed(Protocol):
     def next_batch(self, run: Run, context: Context) -> Batch:
         """What this step learns from. The engine may go on collecting for later ones."""
 
+    def give_way(self, run: Run) -> None:
+        """Returns when the engine's weights may change."""
+
     def rest(self, run: Run) -> None:
-        """Returns when nobody is collecting: weights may change, and the run's memories are whole."""
+        """Returns when nobody is collecting: the engine is free, and the run's memories are whole."""
 
     def close(self) -> None: ...
 
@@ -64,6 +67,9 @@ class InTurn:
             with run.part("collect", "sleep"):
                 self.dismiss()
         return batch
+
+    def give_way(self, run: Run) -> None:
+        """Nobody stands in it."""
 
     def rest(self, run: Run) -> None:
         """Nobody ever is."""
@@ -151,7 +157,7 @@ def train(run: Run) -> None:
         with run.timer("update"):
             update = _update(run, batch)
         with run.timer("collect"):
-            run.feed.rest(run)
+            run.feed.give_way(run)
         with run.timer("publish"):
             version = run.weights.publish(step + 1)
         run.step = step + 1
@@ -219,6 +225,8 @@ def _is_due(run: Run, every: int) -> bool:
 def _evaluate(run: Run, due: bool) -> Evaluation | None:
     if not due or run.evaluator is None:
         return None
+    with run.timer("collect"):
+        run.feed.rest(run)
     with run.timer("evaluate"):
         return run.evaluator.evaluate(run.step)
 
@@ -234,6 +242,8 @@ def _save(run: Run, due: bool, may_wait: bool) -> None:
         run.budget.learn({"save": run.saver.landed_s})
     is_first = run.budget is not None and run.budget.needs_save
     if (due or is_first) and run.saved_step != run.step:
+        with run.timer("collect"):
+            run.feed.rest(run)
         with run.timer("save"):
             run.saver.begin(run.step, run.actor, run.memories, run.facts)
             run.saved_step = run.step

@@ -20,7 +20,7 @@ FLOORS: Mapping[str, int] = (
         ("ports", "accounting", "pipeline", "combining", "laws", "budget", "buffer", "drawing", "nursery", "reshard"), 2
     )
     | dict.fromkeys((*IDEAS, *MACHINES), 3)
-    | dict.fromkeys(("loop", "ahead", "evaluate", "checkpoint", "saver", "replay"), 4)
+    | dict.fromkeys(("loop", "ahead", "in_flight", "evaluate", "checkpoint", "saver", "replay"), 4)
     | dict.fromkeys(
         (
             *("cli", "commands", "launch", "signals", "occupancy", "own_code", "assemble", "ideas", "processes"),

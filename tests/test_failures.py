@@ -5,7 +5,7 @@ from megatron_rl.accounting import rollouts_of
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import ERROR, GROUP, REWARD, STATUS, TOKENS
 from megatron_rl.batch.memory import read_memory, write_memory
-from megatron_rl.failures import leave, lived, refuse_silence, tell
+from megatron_rl.failures import joined, leave, lived, refuse_silence, tell
 from megatron_rl.spec.load import SHIPPED
 from tests.fakes.faulty_engine import LosesSome
 from tests.test_configs import CONFIGS, trained_though_stopped
@@ -34,6 +34,18 @@ def test_the_living_go_on_as_they_are_and_cost_nothing_where_all_live():
     living, memory = leave(batch, None)
     assert living is batch
     assert memory is None
+
+
+def test_rows_that_wait_to_be_told_stand_before_those_that_came_since():
+    _, before = leave(wave("oxxx"), None)
+    _, after = leave(wave("xxoo"), tell(before).memory)
+    assert joined(None, after) == after
+    assert joined(before, None) == before
+    both = joined(before, after)
+    assert both["rows"].strings(ERROR) == [f"rollout {row} was lost" for row in (1, 2, 3, 0, 1)]
+    assert (both["groups"], both["rollouts"]) == (2, 5)
+    assert joined(tell(before).memory, after) == after
+    assert joined(before, tell(before).memory)["rows"] == before["rows"]
 
 
 def test_a_group_lives_on_with_those_that_came_to_an_end_and_is_lost_with_the_last():

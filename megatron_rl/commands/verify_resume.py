@@ -33,6 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.steps < 2:
         raise SpecError(f"--steps is {arguments.steps}; a stop between two steps needs at least 2.")
     spec = checked(path, arguments.settings)
+    if spec.choices["rollout"].values.get("in_flight"):
+        raise SpecError(
+            "rollout.vllm.in_flight lets weights come wherever a response is just then, so no two runs write the same; "
+            "add rollout.vllm.in_flight=false to verify everything else."
+        )
     from megatron_rl.checkpoint import CheckpointError
     from megatron_rl.rehearsal import by_command, plan_rehearsal, rehearse
 

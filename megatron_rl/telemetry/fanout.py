@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,9 @@ class Fanout:
         self._living = list(self.optional)
         self._totals = Totals()
         self._waves = WaveCount()
+        self._is_writing = False
+        # A wave may be under way, in a thread of its own, when a step is told.
+        self._telling = threading.Lock()
 
     def start(self, step: int, steps: int) -> None:
         earlier = [point for point in read_history(self.folder).points if point.step <= step]
@@ -41,13 +45,15 @@ class Fanout:
         self._tell(lambda sink: sink.start(run))
 
     def wave(self, done: int, total: int, tokens: int) -> None:
-        self._waves = self._waves.seen(done, tokens)
-        self._tell(lambda sink: sink.wave(done, total, tokens))
+        with self._telling:
+            self._waves, self._is_writing = self._waves.seen(done, tokens), done < total
+            self._tell(lambda sink: sink.wave(done, total, tokens))
 
     def step(self, record: StepRecord, batch: Batch) -> None:
-        point = self._totals.point(record, batch, self._waves.tokens or written_tokens(batch))
-        self._totals, self._waves = totals(point), WaveCount()
-        self._tell(lambda sink: sink.step(point, batch))
+        with self._telling:
+            point = self._totals.point(record, batch, self._waves.tokens or written_tokens(batch))
+            self._totals, self._waves = totals(point), self._waves.told() if self._is_writing else WaveCount()
+            self._tell(lambda sink: sink.step(point, batch))
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """What the engine wrote for an evaluation is not counted to the next step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import EPOCH, REUSED, TOKENS, VERSION, Column
@@ -86,6 +86,10 @@ class WaveCount:
     @property
     def tokens(self) -> int:
         return self.finished + self.current
+
+    def told(self) -> WaveCount:
+        """What is to be counted from here on of the wave under way, and behind it."""
+        return replace(self, finished=-self.current)
 
 
 def written_tokens(batch: Batch) -> int:

@@ -3,6 +3,7 @@ import pytest
 from megatron_rl import rehearsal
 from megatron_rl.cli import main
 from megatron_rl.commands.exits import DONE, FAILED, WRONG
+from megatron_rl.spec import files
 from tests.test_launch import data  # noqa: F401  # a fixture
 from tests.test_rehearsal import contents, here
 
@@ -33,6 +34,13 @@ def test_what_is_no_run_or_no_stop_is_refused(trained, tmp_path, capsys):
     assert main(["verify-resume", str(tmp_path)]) == WRONG
     assert "holds no spec.yaml" in capsys.readouterr().err
     assert main(["verify-resume", str(trained), "--steps", "1"]) == WRONG
+
+
+def test_a_run_whose_weights_come_in_flight_is_not_expected_to_repeat_itself(trained, capsys, monkeypatch):
+    monkeypatch.setattr(files, "OPTIONAL", {})
+    flying = "rollout={vllm: {in_flight: true}}"
+    assert main(["verify-resume", str(trained), flying, "schedule.ahead=1"]) == WRONG
+    assert "so no two runs write the same; add rollout.vllm.in_flight=false" in capsys.readouterr().err
 
 
 def test_damage_is_told_before_anything_is_made(trained, tmp_path, capsys):

@@ -60,6 +60,17 @@ def test_tokens_are_what_the_waves_of_the_step_reported_without_evaluations(tmp_
     assert [what for what in sink.told if what[0] == "step"] == [("step", 1, 70, 70), ("step", 2, 70, 140)]
 
 
+def test_a_wave_that_is_under_way_when_a_step_is_told_is_counted_to_both(tmp_path):
+    sink = Remembers()
+    fanout = Fanout(folder=tmp_path, required=[sink])
+    fanout.start(0, 2)
+    fanout.wave(1, 8, 30)
+    fanout.step(step_record(1), rollout_batch(1, groups=1))
+    fanout.wave(8, 8, 70)
+    fanout.step(step_record(2), rollout_batch(2, groups=1))
+    assert [what for what in sink.told if what[0] == "step"] == [("step", 1, 30, 30), ("step", 2, 40, 70)]
+
+
 def test_a_failing_optional_sink_is_reported_once_and_the_run_goes_on(tmp_path):
     kept, broken, warnings = Remembers(), Offline(), []
     drive(Fanout(folder=tmp_path, required=[kept], optional=[broken], warn=warnings.append))

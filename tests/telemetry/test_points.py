@@ -65,5 +65,12 @@ def test_waves_of_a_step_add_up(seen, tokens):
     assert count.tokens == tokens
 
 
+def test_of_a_wave_that_outlives_its_step_the_next_step_counts_what_is_written_then():
+    count = WaveCount().seen(4, 50).seen(1, 30)
+    assert count.tokens == 80
+    after = count.told()
+    assert [after.tokens, after.seen(2, 45).tokens, after.seen(2, 45).seen(0, 5).tokens] == [0, 15, 20]
+
+
 def test_drafted_tokens_are_not_written_tokens():
     assert written_tokens(BATCH) == 2
