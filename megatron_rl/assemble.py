@@ -137,12 +137,14 @@ def value_fingerprint(spec: RunSpec) -> dict[str, object]:
 
 def close(run: Run, reason: str) -> None:
     """Ends every machine of the run, once nobody is at work on them."""
-    run.feed.close()
-    run.saver.leave()
-    run.telemetry.close(reason)
-    for name in ("judge", "engine", "actor", "inlet", "cluster"):
-        if name in run.machines:
-            run.machines[name].close()  # type: ignore[attr-defined]  # each of these has one
+    try:
+        run.feed.close()
+        run.saver.leave()  # Ctrl-C, here for the second time, gives up the checkpoint and nothing else
+    finally:
+        run.telemetry.close(reason)
+        for name in ("judge", "engine", "actor", "inlet", "cluster"):
+            if name in run.machines:
+                run.machines[name].close()  # type: ignore[attr-defined]  # each of these has one
 
 
 def blueprint_of(hf: HfConfig) -> Blueprint:

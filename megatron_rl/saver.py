@@ -76,9 +76,11 @@ class Saver:
         landing, self._landing = self._landing, None
         if landing is None:
             return
+        if not landing.done():
+            print(f"a checkpoint is on its way to {self.root}; Ctrl-C gives it up.", file=sys.stderr, flush=True)
         try:
             landing.result(LEAVE_S)
         except TooLate:
-            print(f"a checkpoint was given up, not on disk in {self.root} after {LEAVE_S:g} s more.", file=sys.stderr)
+            print(f"it was given up: it is not there after {LEAVE_S:g} s.", file=sys.stderr)
         except Exception as error:  # noqa: BLE001  # the run ends with an error of its own, which is told last
             print(f"a checkpoint did not get to disk: {error}", file=sys.stderr)

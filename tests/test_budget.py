@@ -21,6 +21,12 @@ def test_a_step_and_its_save_must_fit_with_room_to_spare():
     assert budget(5, margin_s=10).is_spent()
 
 
+def test_a_checkpoint_on_its_way_must_fit_too():
+    job = budget(1000, margin_s=10, step_s=200, save_s=250)
+    assert not job.is_spent()
+    assert job.is_spent(is_saving=True)
+
+
 def test_the_longest_step_and_save_count():
     spent = budget(1000)
     spent.learn({"collect": 30.0, "update": 10.0, "save": 5.0})

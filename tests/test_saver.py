@@ -113,7 +113,7 @@ def test_a_run_that_ends_early_waits_for_what_can_still_be_had(made, capsys):
     threading.Timer(0.2, actor.disk[0].set).start()
     made.leave()
     assert checkpoint.latest(made.root).name == "step_000001"
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == f"a checkpoint is on its way to {made.root}; Ctrl-C gives it up.\n"
 
 
 def test_a_run_that_ends_early_says_which_checkpoint_it_lost_and_ends(made, capsys, monkeypatch):
@@ -123,4 +123,4 @@ def test_a_run_that_ends_early_says_which_checkpoint_it_lost_and_ends(made, caps
     monkeypatch.setattr(saver, "LEAVE_S", 0.1)
     made.begin(2, WritesLater(), None, {})
     made.leave()
-    assert "a checkpoint was given up" in capsys.readouterr().err
+    assert "it was given up: it is not there after 0.1 s" in capsys.readouterr().err
