@@ -37,3 +37,16 @@ def test_what_is_saved_is_loaded_to_the_bit_and_can_be_learnt_on(alone, qwen3, t
     assert second.optimizer.progress.steps == 2
     after = second.update(qwen3.batch, Likelihood())
     assert after.metrics["nll"] == pytest.approx(first.update(qwen3.batch, Likelihood()).metrics["nll"], rel=1e-3)
+
+
+def test_what_is_learnt_while_a_save_is_written_is_not_in_it(alone, qwen3, tmp_path):
+    actor = actor_of(qwen3.folder, Precision(compute="bf16"), rate=1e-3)
+    actor.update(qwen3.batch, Likelihood())
+    actor.save(tmp_path / "waited").result()
+    beside = actor.save(tmp_path / "beside")
+    for _ in range(5):
+        actor.update(qwen3.batch, Likelihood())
+    beside.result()
+    names, differing = compare(tmp_path / "waited", tmp_path / "beside")
+    assert any("exp_avg_sq" in tensor for tensor in names)
+    assert differing == []
