@@ -32,14 +32,6 @@ end_of_job() { # seconds since 1970 at which Slurm will kill this job; empty whe
     printf '%s' "$end"
 }
 
-address_of() { # where other nodes reach this one
-    scontrol show node "$1" | tr ' ' '\n' | sed -n 's/^NodeAddr=//p'
-}
-
-free_port() { # one that nothing listens on now; the kernel chooses
-    "${PYTHON:-python3}" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
-}
-
 again() { # the same job from its last checkpoint; a busy controller may have to be asked more than once
     echo "job $SLURM_JOB_ID goes back into the queue: $1" >&2
     for _ in 1 2 3 4 5 6; do
@@ -52,35 +44,33 @@ again() { # the same job from its last checkpoint; a busy controller may have to
 }
 
 run_job() { # COMMAND ARGUMENTS...
-    local nodes first address="" logs driver code=0 cluster="" more=()
+    local nodes first where=alone logs driver code=0 cluster="" more=()
     if [ -n "$DRY_RUN" ]; then
-        nodes=${SLURM_JOB_NUM_NODES:-${NODES:-1}} first=FIRST_NODE address=FIRST_ADDRESS:FREE_PORT logs=$ROOT/runs/jobs/JOB
+        nodes=${SLURM_JOB_NUM_NODES:-${NODES:-1}} first=FIRST_NODE logs=$ROOT/runs/jobs/JOB
     else
         : "${SLURM_JOB_ID:?this script is for sbatch; with --dry-run after its arguments it prints what it would run}"
         nodes=$SLURM_JOB_NUM_NODES logs=$ROOT/runs/jobs/$SLURM_JOB_ID
         mkdir -p "$logs"
-        rm -f "$logs/stop" "$logs/lost"
+        rm -f "$logs/stop" "$logs/lost" "$logs"/address.*
         # A signal through srun would reach every process of the step, graders and Ray included; a file reaches the
         # driver. It is there from the first moment: a script without a trap would die of the signal, and the job with it.
         trap 'touch "$logs/stop"' USR1 TERM
         first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-        address=$(address_of "$first"):$(free_port)
         # Ray runs what it is told by whoever reaches its ports; the token keeps other users of the network out.
         RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(od -An -N 32 -tx1 /dev/urandom | tr -d ' \n')
         export RAY_AUTH_MODE RAY_AUTH_TOKEN
     fi
     if [ "$nodes" -gt 1 ]; then
         step --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --output="$logs/node_%n.log" \
-            slurm/node.sh join "$address" &
+            slurm/node.sh join "$logs" &
         cluster=$!
         if [ -n "$DRY_RUN" ]; then
             wait "$cluster"
         else # a node that cannot join ends the step of all; the driver must not wait for them
             (while kill -0 "$cluster" 2>/dev/null; do sleep 1; done; touch "$logs/lost") &
         fi
-        set -- "$@" "cluster.address=$address" "cluster.machines=$nodes"
-    else
-        address=alone
+        set -- "$@" "cluster.machines=$nodes"
+        where=joined
     fi
     if [ "$1" = train ] && [ -z "$DRY_RUN" ]; then
         more=(--until "$(end_of_job)" --margin "${MARGIN_S:-10}")
@@ -88,7 +78,7 @@ run_job() { # COMMAND ARGUMENTS...
         more+=(--attempt "$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}") # a node that died may keep the folder locked
     fi
     step --nodes=1 --ntasks=1 --nodelist="$first" --output="$logs/driver.log" --open-mode=append \
-        slurm/node.sh drive "$address" "$logs/stop" megatron-rl "$@" "${more[@]}" &
+        slurm/node.sh drive "$logs" "$where" megatron-rl "$@" "${more[@]}" &
     driver=$!
     if [ -n "$DRY_RUN" ]; then
         wait "$driver"

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# What one task of a job does on its node: `join ADDRESS` makes it part of the Ray cluster; `drive ADDRESS STOP COMMAND...`
-# runs the command, and tells it to save and stop once the file STOP is there.
+# What one task of a job does on its node, with the job's folder LOGS, which all see: `join LOGS` makes it part of the Ray
+# cluster; `drive LOGS alone COMMAND...` runs the command, and tells it to save and stop once LOGS/stop is there; `drive LOGS
+# joined COMMAND...` gives it the cluster's address as well.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source slurm/node_setup.sh
 source slurm/outlast.sh
 
-role=$1 address=$2
+role=$1 logs=$2
 shift 2
+told=$logs/address.${SLURM_RESTART_COUNT:-0} # where this attempt's cluster is
 
 join() {
     # Ray would put ranks behind whatever else wants a processor, and remember every call of theirs.
@@ -18,16 +20,31 @@ join() {
     shared+=(--node-ip-address "$(scontrol show node "$SLURMD_NODENAME" | tr ' ' '\n' | sed -n 's/^NodeAddr=//p')")
     [ -z "${SLURM_GPUS_ON_NODE:-}" ] || shared+=(--num-gpus "$SLURM_GPUS_ON_NODE")
     if [ "$SLURM_NODEID" -eq 0 ]; then
-        exec ray start --head --port "${address##*:}" --dashboard-host 127.0.0.1 "${shared[@]}"
+        exec ray start --head --port 0 --dashboard-host 127.0.0.1 "${shared[@]}" > >(tell)
     fi
     wait_for_first
-    exec ray start --address "$address" "${shared[@]}"
+    exec ray start --address "$(<"$told")" "${shared[@]}"
 }
 
-reached() { (exec 3<>"/dev/tcp/${address%:*}/${address##*:}") 2>/dev/null; }
+tell() { # passes on what Ray says, and leaves the address it chose where the others look for it
+    local line
+    while IFS= read -r line; do
+        printf '%s\n' "$line"
+        if [[ $line =~ --address=\'([^\']+)\' ]]; then
+            echo "${BASH_REMATCH[1]}" >"$told.partial"
+            mv "$told.partial" "$told"
+        fi
+    done
+}
+
+reached() {
+    local address
+    [ -e "$told" ] || return 1
+    address=$(<"$told")
+    (exec 3<>"/dev/tcp/${address%:*}/${address##*:}") 2>/dev/null
+}
 
 wait_for_first() { # tries for two minutes, and no longer than there is something to wait for
-    local logs=${1:-/nowhere}
     for _ in $(seq 240); do
         if reached; then return; fi
         if [ -e "$logs/stop" ]; then exit 143; fi
@@ -37,16 +54,17 @@ wait_for_first() { # tries for two minutes, and no longer than there is somethin
         fi
         sleep 0.5
     done
-    echo "$(hostname) waited 120 s for the first node at $address in vain; can the nodes reach one another?" >&2
+    echo "$(hostname) waited 120 s for the first node in vain; can the nodes reach one another, and do all see $logs?" >&2
     exit 1
 }
 
 drive() {
-    local stop=$1 driver
+    local where=$1 stop=$logs/stop driver
     shift
     trap 'touch "$stop"' USR1 TERM
-    if [ "$address" != alone ]; then
-        wait_for_first "$(dirname "$stop")"
+    if [ "$where" != alone ]; then
+        wait_for_first
+        set -- "$@" "cluster.address=$(<"$told")"
     fi
     "$@" &
     driver=$!

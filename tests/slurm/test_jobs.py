@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -177,9 +178,37 @@ def test_a_signalled_script_puts_back_what_has_steps_left(root, told, requeues):
     assert (root / "started").read_text().endswith(f"megatron-rl train x.yaml --until 9 --margin 10{attempt}")
 
 
+RAY = """\
+#!/bin/sh
+echo "$*" >> "$HERE/asked"
+case "$*" in *--head*) echo "  ray start --address='127.0.0.1:$PORT'"; exec /bin/sleep 60 ;; esac
+"""
+"""Says where it stands, as Ray does."""
+
+
+def test_the_others_join_the_first_node_where_the_system_put_it(root):
+    (root / "bin").mkdir()
+    (root / "bin" / "scontrol").write_text("#!/bin/sh\necho NodeAddr=here\n")
+    (root / "bin" / "scontrol").chmod(0o755)
+    (root / ".venv/bin/ray").write_text(RAY)
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = str(first.getsockname()[1])
+        given = {"HERE": str(root), "PORT": port, "PATH": f"{root / 'bin'}:/usr/bin:/bin", "SLURMD_NODENAME": "a"}
+        join = ["bash", "slurm/node.sh", "join", str(root)]
+        with subprocess.Popen(join, cwd=root, env={**given, "SLURM_NODEID": "0"}) as head:
+            subprocess.run(join, cwd=root, env={**given, "SLURM_NODEID": "1"}, check=True, timeout=30)
+            drive = ["bash", "slurm/node.sh", "drive", str(root), "joined", "echo", "train"]
+            told = subprocess.run(drive, cwd=root, env=given, check=True, capture_output=True, text=True, timeout=30)
+            head.kill()
+    asked = (root / "asked").read_text().splitlines()
+    assert "--head --port 0 " in asked[0]
+    assert asked[1].startswith(f"start --address 127.0.0.1:{port} ")
+    assert told.stdout == f"train cluster.address=127.0.0.1:{port}\n"
+
+
 def test_a_driver_does_not_wait_for_nodes_that_will_never_come(root):
     (root / "lost").touch()
-    asked = ["bash", "slurm/node.sh", "drive", "127.0.0.1:1", str(root / "stop"), "echo", "begun"]
+    asked = ["bash", "slurm/node.sh", "drive", str(root), "joined", "echo", "begun"]
     done = subprocess.run(asked, cwd=root, capture_output=True, text=True, check=False, timeout=30)
     assert (done.returncode, done.stdout) == (1, "")
     assert "a node of this job could not join the others" in done.stderr
@@ -192,9 +221,7 @@ def test_a_dry_run_prints_what_each_node_would_run(root):
     join, drive = done.stdout.splitlines()
     assert "--nodes=2" in join
     assert "slurm/node.sh join" in join
-    assert drive.rstrip().endswith(
-        "megatron-rl train configs/jspo.yaml actor.tp=4 cluster.address=FIRST_ADDRESS:FREE_PORT cluster.machines=2"
-    )
+    assert drive.rstrip().endswith("joined megatron-rl train configs/jspo.yaml actor.tp=4 cluster.machines=2")
     assert all("--container-image=image" in line for line in (join, drive))
 
 
