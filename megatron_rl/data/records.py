@@ -30,6 +30,7 @@ class Issue:
 
     file: str
     row: int
+    """Counted from 1, as editors count lines."""
     reason: str
 
     def __str__(self) -> str:
@@ -37,7 +38,7 @@ class Issue:
 
 
 class Record(NamedTuple):
-    """One row as its file holds it, rows counted from 0; or the reason it could not be read."""
+    """One row as its file holds it, with its index from 0; or the reason it could not be read."""
 
     file: str
     row: int
@@ -45,7 +46,7 @@ class Record(NamedTuple):
     unreadable: str = ""
 
     def issue(self, reason: str) -> Issue:
-        return Issue(file=self.file, row=self.row, reason=reason)
+        return Issue(file=self.file, row=self.row + 1, reason=reason)
 
 
 def read_records(source: Path) -> Iterator[Record]:

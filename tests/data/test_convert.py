@@ -69,13 +69,13 @@ def test_a_malformed_row_is_reported_with_file_row_and_reason_and_the_rest_is_wr
     found = convert("math500", path, tmp_path / "prompts.parquet")
     assert found.written == 1
     first, second = str(found).splitlines()[1:]
-    assert first.startswith(f"{path} row 1: needs 'solution'")
-    assert second.startswith(f"{path} row 2: is no JSON")
+    assert first.startswith(f"{path} row 2: needs 'solution'")
+    assert second.startswith(f"{path} row 3: is no JSON")
 
 
 def test_strict_stops_at_the_first_malformed_row_and_writes_nothing(tmp_path):
     path = published_file(tmp_path, "math500", [ROWS["math500"][0], {"problem": "no answer"}])
-    with pytest.raises(ValueError, match="row 1: needs"):
+    with pytest.raises(ValueError, match="row 2: needs"):
         convert("math500", path, tmp_path / "prompts.parquet", strict=True)
     assert not (tmp_path / "prompts.parquet").exists()
 

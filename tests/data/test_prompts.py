@@ -70,11 +70,11 @@ def test_a_malformed_row_is_reported_and_stops_nothing_unless_strict(tmp_path, t
     found = read(tokenizer, path)
     assert list(found.ids) == [prompt_id("x", "a")]
     assert [(issue.row, issue.reason[:12]) for issue in found.omitted.issues] == [
-        (1, "is no JSON ("),
-        (2, "the referenc"),
+        (2, "is no JSON ("),
+        (3, "the referenc"),
     ]
-    assert f"2 malformed; the first malformed: {path} row 1: is no JSON" in str(found.omitted)
-    with pytest.raises(ValueError, match=r"row 1: is no JSON.*data\.strict"):
+    assert f"2 malformed; the first malformed: {path} row 2: is no JSON" in str(found.omitted)
+    with pytest.raises(ValueError, match=r"row 2: is no JSON.*data\.strict"):
         read(tokenizer, path, strict=True)
 
 

@@ -46,7 +46,7 @@ def test_a_line_that_is_no_json_is_told_and_does_not_stop_the_rest(tmp_path):
 def test_an_issue_says_file_row_and_reason(tmp_path):
     (tmp_path / "x.jsonl").write_text("{}")
     record = next(read_records(tmp_path / "x.jsonl"))
-    assert str(record.issue("is empty")) == f"{tmp_path}/x.jsonl row 0: is empty"
+    assert str(record.issue("is empty")) == f"{tmp_path}/x.jsonl row 1: is empty"
 
 
 @pytest.mark.parametrize(("name", "said"), [("x.csv", "no data file"), ("x.jsonl", "there is no data file")])
