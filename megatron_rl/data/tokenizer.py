@@ -18,6 +18,7 @@ class Tokenizer(Protocol):
     """What is used of a Hugging Face tokenizer."""
 
     chat_template: str | None
+    name_or_path: str
 
     def __call__(self, text: list[str], *, add_special_tokens: bool) -> Mapping[str, list[list[int]]]: ...
 
@@ -77,4 +78,22 @@ class Template:
         """Token ids of texts; a rendered template brings its own special tokens."""
         if not texts:
             return []
-        return list(self.tokenizer(texts, add_special_tokens=not are_rendered)["input_ids"])
+        try:
+            return list(self.tokenizer(texts, add_special_tokens=not are_rendered)["input_ids"])
+        except Exception as error:  # noqa: BLE001  # the library knows no other kind
+            raise ValueError(
+                f"the tokenizer of {self.tokenizer.name_or_path} cannot read {self._unread(texts)!r} ({error}); add "
+                "that to its vocabulary, or a token for what is unknown, or leave such prompts out"
+            ) from None
+
+    def _unread(self, texts: list[str]) -> str:
+        """The first word that cannot be read by itself, or the text where all its words can."""
+        text = next((text for text in texts if not self._reads(text)), "")
+        return next((word for word in text.split() if not self._reads(word)), text[:60])
+
+    def _reads(self, text: str) -> bool:
+        try:
+            self.tokenizer([text], add_special_tokens=False)
+        except Exception:  # noqa: BLE001  # as above
+            return False
+        return True

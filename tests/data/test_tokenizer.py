@@ -47,6 +47,14 @@ def test_a_folder_gives_back_its_tokenizer(tmp_path, chatty):
     assert tokenizer(["a ?"], add_special_tokens=True)["input_ids"] == chatty(["a ?"])["input_ids"]
 
 
+def test_a_word_that_a_tokenizer_has_no_token_for_is_named_with_the_tokenizer(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    template = Template(tokenizer=load_tokenizer(tmp_path))
+    said = rf"the tokenizer of {tmp_path} cannot read 'mice' \(.*UNK.*\); add that to its vocabulary"
+    with pytest.raises(ValueError, match=said):
+        template.tokens(["a ?", "a mice b", "b"], are_rendered=False)
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model folder"):
         load_tokenizer(tmp_path / "none")
