@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -39,11 +39,13 @@ def make_batch(rows: int, tokens: int) -> Batch:
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--tokens", type=int, default=512)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if options.rows < 1 or options.tokens < 1:
+        parser.error(f"--rows and --tokens should be at least 1, got {options.rows} and {options.tokens}")
     batch = make_batch(options.rows, options.tokens)
     tokens = batch.ragged(TOKENS)
     order_B = torch.randperm(len(batch))
