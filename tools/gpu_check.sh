@@ -15,6 +15,10 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
 
+if [ ! -d "$(dirname "$folder")" ]; then
+    echo "$(dirname "$folder") is no folder to make $(basename "$folder") in" >&2
+    exit 2
+fi
 if ! "$python" -c 'import torch' 2>/dev/null; then
     echo "$python has no torch; name one that has: PYTHON=.venv/bin/python tools/gpu_check.sh" >&2
     exit 2

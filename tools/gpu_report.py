@@ -112,6 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tests", type=Path, help="pytest's --junitxml")
     parser.add_argument("--bench", type=Path, help="bench_gpu.py's --json")
     chosen = parser.parse_args(arguments)
+    if chosen.folder is not None and not chosen.folder.absolute().parent.is_dir():
+        parser.error(f"{chosen.folder.parent} is no folder to make {chosen.folder.name} in")
+    if chosen.folder is not None and chosen.folder.exists() and not chosen.folder.is_dir():
+        parser.error(f"{chosen.folder} is no folder")
     known = versions()
     if chosen.folder is None:
         print("\n".join(f"{name:18} {version}" for name, version in known.items()))
@@ -124,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "tests": tests_of(chosen.tests) if chosen.tests and chosen.tests.exists() else [],
         "bench": json.loads(chosen.bench.read_text()) if chosen.bench and chosen.bench.exists() else [],
     }
-    chosen.folder.mkdir(parents=True, exist_ok=True)
+    chosen.folder.mkdir(exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "-", known["device"].lower()).strip("-")
     path = chosen.folder / f"{now:%Y-%m-%d_%H%M}_{device}"
     path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from tools import gpu_report
 
 JUNIT = """<testsuites><testsuite>
@@ -38,6 +40,16 @@ def test_a_report_holds_versions_outcomes_reasons_and_numbers(tmp_path, capsys):
         "| actor, fp8-mxfp8 | skipped cannot run here |",
     ):
         assert line in text
+
+
+def test_a_folder_is_made_for_reports_but_none_above_it(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for place, why in {"file": "/file is no folder", "no/such": "/no is no folder to make such in"}.items():
+        with pytest.raises(SystemExit) as ended:
+            gpu_report.main([str(tmp_path / place)])
+        assert ended.value.code == 2
+        assert why in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_versions_alone_are_shown_without_a_folder(capsys):
