@@ -69,13 +69,6 @@ def set_aside(
     return partial(_write, folder, plan, buckets, dict(progress), ranks)
 
 
-def save(
-    folder: Path, chunks: Sequence[MegatronModule], optimizer: MegatronOptimizer, progress: Mapping[str, object]
-) -> None:
-    """Writes the folder; every rank calls this and all return when it is complete; OSError where a disk is full."""
-    set_aside(folder, chunks, optimizer, progress, dist.new_group(backend="gloo"))()
-
-
 def load(folder: Path, chunks: Sequence[MegatronModule], optimizer: MegatronOptimizer) -> dict[str, object]:
     """Fills parameters, main parameters and moments, whatever cut saved them; returns the progress saved with them.
 

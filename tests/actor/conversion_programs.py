@@ -7,7 +7,7 @@ import torch
 
 from megatron_rl.actor import conversion, saving, weights
 from megatron_rl.actor.parallel import Parallel
-from tests.actor.saving_programs import learn, learner
+from tests.actor.saving_programs import learn, learner, save
 
 SHARD_BYTES = 60_000
 
@@ -34,7 +34,7 @@ def save_and_export(folder: Path, to: Path, exported: Path, parallel: dict) -> N
     """What an actor has after two steps, as its checkpoint and as its own export."""
     model, chunks, optimizer = learner(folder, parallel)
     learn(chunks, optimizer, 2)
-    saving.save(to, [chunk.module for chunk in chunks], optimizer.megatron, {"steps": 2})
+    save(to, [chunk.module for chunk in chunks], optimizer.megatron, {"steps": 2})
     weights.export(model, exported, like=folder, shard_bytes=SHARD_BYTES)
 
 

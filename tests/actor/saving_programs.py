@@ -27,6 +27,11 @@ def learner(folder: Path, parallel: dict, distributed: bool = True):
     return model, chunks, Optimizer.of(chunks, OptimizerSettings(distributed=distributed))
 
 
+def save(to: Path, modules: list, optimizer, progress: dict) -> None:
+    """Every rank waits until the folder is complete."""
+    saving.set_aside(to, modules, optimizer, progress, dist.new_group(backend="gloo"))()
+
+
 def learn(chunks, optimizer, steps: int) -> None:
     """Steps on gradients that depend on the weights alone, so equal weights stay equal at every cut."""
     for _ in range(steps):
@@ -39,7 +44,7 @@ def learn(chunks, optimizer, steps: int) -> None:
 def save_fresh(folder: Path, to: Path, parallel: dict, steps: int = 3, distributed: bool = True) -> None:
     _, chunks, optimizer = learner(folder, parallel, distributed)
     learn(chunks, optimizer, steps)
-    saving.save(to, [chunk.module for chunk in chunks], optimizer.megatron, {"steps": steps})
+    save(to, [chunk.module for chunk in chunks], optimizer.megatron, {"steps": steps})
 
 
 def save_while_learning(folder: Path, to: Path, parallel: dict) -> bool:
@@ -75,14 +80,14 @@ def save_checkpoint(folder: Path, to: Path, parallel: dict) -> None:
     class Everyone:
         def save(self, folder: Path) -> Future[None]:
             dist.broadcast_object_list([folder])
-            return finished(saving.save(folder, modules, optimizer.megatron, {"steps": 1}))
+            return finished(save(folder, modules, optimizer.megatron, {"steps": 1}))
 
     if leads:
         checkpoint.save(to, 1, Everyone(), {"sampler": {"drawn": 7}}, {"of": "tests"})
     else:
         where: list[Path] = [to]
         dist.broadcast_object_list(where)
-        saving.save(where[0], modules, optimizer.megatron, {"steps": 1})
+        save(where[0], modules, optimizer.megatron, {"steps": 1})
 
 
 def save_on_a_full_disk(folder: Path, disk: Path, leaves: list[float]) -> list[tuple[str, int]]:
@@ -92,7 +97,7 @@ def save_on_a_full_disk(folder: Path, disk: Path, leaves: list[float]) -> list[t
 
     class Alone:
         def save(self, folder: Path) -> Future[None]:
-            return finished(saving.save(folder, modules, optimizer.megatron, {"steps": 1}))
+            return finished(save(folder, modules, optimizer.megatron, {"steps": 1}))
 
         def load(self, folder: Path) -> None:
             saving.load(folder, modules, optimizer.megatron)
@@ -128,7 +133,7 @@ def pass_on(
     learn(chunks, optimizer, 1)
     progress = saving.load(at, [chunk.module for chunk in chunks], optimizer.megatron)
     learn(chunks, optimizer, steps)
-    saving.save(to, [chunk.module for chunk in chunks], optimizer.megatron, progress)
+    save(to, [chunk.module for chunk in chunks], optimizer.megatron, progress)
     return progress if dist.get_rank() == 0 else {}
 
 
