@@ -42,7 +42,8 @@ def lines(spec: RunSpec) -> Iterator[str]:
     yield memory(shape, actor)
     yield from room(_number(spec.settings["sampling"].values, "max_tokens"), architecture.context)
     is_one_process = actor.world == 1 and spec.choices["rollout"].name == "embedded"
-    yield order(_number(spec.settings["schedule"].values, "ahead"), is_one_process)
+    ahead = _number(spec.settings["schedule"].values, "ahead")
+    yield order(ahead, is_one_process, in_flight=bool(spec.choices["rollout"].values.get("in_flight")))
 
 
 def _outlines(spec: RunSpec) -> Iterator[str]:
@@ -81,13 +82,14 @@ def processes(actor: ActorSettings, rollout: Part, is_split: bool) -> Iterator[s
     yield f"processes: {actor.world} ranks under Ray ({cut}){beside or ', the engine in the driver'}"
 
 
-def order(ahead: int, is_one_process: bool) -> str:
+def order(ahead: int, is_one_process: bool, in_flight: bool = False) -> str:
     """Which weights write the batch of a step."""
     if not ahead:
         return "order: collect, learn, publish, in turn; batch s is written by version s"
+    versions = f"versions max(0, s - {ahead}) to s, as they come" if in_flight else f"version max(0, s - {ahead})"
     return (
-        f"order: batch s + {ahead} is written while the actor learns from batch s; batch s is written by version "
-        f"max(0, s - {ahead})" + "; engine and actor share this process, so no time is saved" * is_one_process
+        f"order: batch s + {ahead} is written while the actor learns from batch s; batch s is written by {versions}"
+        + "; engine and actor share this process, so no time is saved" * is_one_process
     )
 
 

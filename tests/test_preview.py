@@ -1,5 +1,5 @@
 from megatron_rl.actor.settings import ActorSettings
-from megatron_rl.preview import lines, preview, processes, room
+from megatron_rl.preview import lines, order, preview, processes, room
 from megatron_rl.spec.load import load
 from megatron_rl.spec.run import Part
 from tests.test_launch import data, spec  # noqa: F401  # data is a fixture
@@ -37,6 +37,7 @@ def test_the_order_says_which_weights_write_what(data, tmp_path):  # noqa: F811
     assert last.endswith("by version max(0, s - 2)")
     *_, last = lines(spec(data, tmp_path, "schedule.ahead=1"))
     assert last.endswith("by version max(0, s - 1); engine and actor share this process, so no time is saved")
+    assert order(2, is_one_process=False, in_flight=True).endswith("by versions max(0, s - 2) to s, as they come")
 
 
 def test_responses_that_the_model_cannot_read_to_their_end_are_told():
