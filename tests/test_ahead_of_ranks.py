@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_rl.batch.columns import TOKEN_VERSIONS, VERSION
+from megatron_rl.batch.columns import OLD_LOGPROBS, SAMPLER_LOGPROBS, TOKEN_VERSIONS, VERSION
 from tests.test_launch import digest
 from tests.test_processes import TP2, config, curves, rollouts, run, under_ray  # noqa: F401  # config is a fixture
 
@@ -52,3 +52,24 @@ def test_vllm_takes_up_what_it_wrote_by_older_weights(config, tmp_path):  # noqa
     versions = [row.tolist() for step in range(1, 5) for row in rollouts(finished, step).ragged(TOKEN_VERSIONS).rows()]
     assert all(row == sorted(row) for row in versions)
     assert any(row[0] < row[-1] for row in versions)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", ["actor.tp=1", TP2], ids=["in the driver", "of two ranks"])
+def test_weights_of_an_actor_reach_vllm_in_the_middle_of_responses(config, tmp_path, cut):  # noqa: F811
+    engine = "rollout={vllm: {in_flight: true, cache_gib: 0.25, context: 128}}"
+    long = ("schedule.ahead=2", "objective.clipped.truncate=2.0", "schedule.steps=6", "sampling.max_tokens=100")
+    finished = run(config, tmp_path, engine, *long, "schedule.save_every=4", cut)
+    batches = [rollouts(finished, step) for step in range(1, 7)]
+    for step, batch in enumerate(batches):
+        versions = batch.ragged(TOKEN_VERSIONS)
+        assert {*versions.values.tolist()} <= set(range(max(0, step - 2), step + 1))
+        assert all(row.tolist() == sorted(row.tolist()) for row in versions.rows())
+        gap_T = (batch.ragged(OLD_LOGPROBS).values - batch.ragged(SAMPLER_LOGPROBS).values).abs()
+        fresh_T = versions.values == step
+        assert float(gap_T[fresh_T].sum()) <= 1e-4 * int(fresh_T.sum())
+        assert fresh_T.all() or float(gap_T[~fresh_T].mean()) > 1e-3
+    assert any(len(set(row.tolist())) > 1 for batch in batches for row in batch.ragged(TOKEN_VERSIONS).rows())
+    shares = [share for (share,) in curves(finished, "in_flight/spanning_share")]
+    assert any(shares)

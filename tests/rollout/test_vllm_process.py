@@ -11,6 +11,7 @@ import torch
 from megatron_rl.batch.columns import ERROR, FINISH, SAMPLER_LOGPROBS, TOKEN_VERSIONS, TOKENS
 from megatron_rl.beside import beside
 from megatron_rl.ops.logprobs import Sampling
+from megatron_rl.reshard.digest import ReceiverLost
 from megatron_rl.reshard.ring import memory_folder
 from tests.fakes.tiny_models import tiny_folder
 from tests.rollout.opening import asked, random_prompts
@@ -118,6 +119,38 @@ def test_after_weights_came_in_the_middle_every_token_has_the_law_of_the_version
         assert float(gap_T[of_it_T].max()) < 1e-4
         assert float(gap_T[~of_it_T].nan_to_num(9.0, posinf=9.0).mean()) > 0.1
     assert engine.fleet.restarts == restarts
+
+
+@pytest.mark.slow
+def test_a_group_killed_before_weights_come_in_the_middle_goes_on_with_them(vllm_serving, vllm_folder, tmp_path):
+    from tests.rollout.serving import differences, expected_logprobs
+
+    serving, engine, writing = vllm_serving, vllm_serving.engine, threading.Event()
+    scale, first, pid = engine.scale, engine.version, engine.fleet.berths[0].group.pid
+    newer = tiny_folder(tmp_path, "qwen3", seed=5, tie_word_embeddings=True)
+    engine.scale = replace(scale, in_flight=True)
+    engine.expect(serving.alone)  # nobody sends once more what the actor has left behind
+    try:
+        with when_writing(engine, writing.set):
+            wave = beside(lambda: engine.generate(asked(random_prompts(60), budgets=[90] * 60)), "wave")
+            assert writing.wait(60)
+            delivery = engine.begin(first + 1)
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(ReceiverLost):
+                engine.finish(first + 1)
+            delivery, serving.folder, serving.version = engine.begin(first + 1), newer, first + 1
+            serving.send(delivery, first + 1)
+            engine.finish(first + 1)
+            engine.serve(first + 1)
+            rollouts = wave.result(240)
+    finally:
+        engine.scale = scale
+    assert rollouts.strings(ERROR) == [""] * 60
+    versions, told = rollouts.ragged(TOKEN_VERSIONS).values, rollouts.ragged(SAMPLER_LOGPROBS)
+    assert set(versions.tolist()) == {first, first + 1}
+    for folder, version in ((vllm_folder, first), (newer, first + 1)):
+        gap_T = differences(told.rows(), expected_logprobs(folder, rollouts)[0])
+        assert float(gap_T[versions == version].max()) < 1e-4
 
 
 @pytest.mark.slow
