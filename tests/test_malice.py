@@ -62,9 +62,8 @@ def test_a_tokenizer_that_brings_code_is_refused(tmp_path, canary):
 def test_a_chat_template_reaches_nothing_but_its_messages(canary, template):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template.format(path=str(canary))
-    with pytest.raises(Exception, match=r"unsafe|undefined|not safe|access to attribute") as refused:
-        Template(tokenizer=tokenizer, chat="always").text("a ?")
-    assert "jinja2" in type(refused.value).__module__
+    with pytest.raises(ValueError, match=r"cannot render the prompt.*(unsafe|undefined|not safe|access to attribute)"):
+        Template(tokenizer=tokenizer, chat="always").texts(["a ?"])
 
 
 def poisoned(table: pa.Table, canary: Path) -> pa.Table:

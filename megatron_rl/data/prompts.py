@@ -178,10 +178,10 @@ def _tokenized(
     kept: list[Prompt] = []
     texts: list[str] = []
     tokens: list[list[int]] = []
+    rendered = template.texts([prompt.prompt for prompt in prompts])
     for start in range(0, len(prompts), TOKENIZED_AT_ONCE):
-        some = prompts[start : start + TOKENIZED_AT_ONCE]
-        rendered = [template.text(prompt.prompt) for prompt in some]
-        for prompt, text, ids in zip(some, rendered, _token_ids(template, some, rendered), strict=True):
+        some, written = prompts[start : start + TOKENIZED_AT_ONCE], rendered[start : start + TOKENIZED_AT_ONCE]
+        for prompt, text, ids in zip(some, written, _token_ids(template, some, written), strict=True):
             if len(ids) <= settings.max_prompt_tokens:
                 kept.append(prompt)
                 texts.append(text)

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from transformers import AutoTokenizer
 
 from megatron_rl.data.prompt_file import Message, user
+from megatron_rl.data.rendering import rendered
 
 Chat = Literal["messages", "always", "never"]
 
@@ -19,10 +20,11 @@ class Tokenizer(Protocol):
 
     chat_template: str | None
     name_or_path: str
+    special_tokens_map: Mapping[str, object]
 
     def __call__(self, text: list[str], *, add_special_tokens: bool) -> Mapping[str, list[list[int]]]: ...
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], **arguments: object) -> object: ...
+    def get_chat_template(self) -> str: ...
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str: ...
 
@@ -57,22 +59,29 @@ class Template:
     arguments: Mapping[str, object] = field(default_factory=dict)
     """Further variables of the template, {'enable_thinking': False} for example."""
 
-    def text(self, prompt: str | Sequence[Message]) -> str:
+    def texts(self, prompts: Sequence[str | Sequence[Message]]) -> list[str]:
+        """What the model continues, of each prompt. One process renders all that go through the template."""
+        asked = [self._asked(prompt) for prompt in prompts]
+        conversations = [each for each in asked if not isinstance(each, str)]
+        if conversations and self.tokenizer.chat_template is None:
+            raise ValueError("the tokenizer has no chat template for prompts of messages; set data.chat: never")
+        given = {**self.tokenizer.special_tokens_map, **self.arguments} if conversations else {}
+        template = self.tokenizer.get_chat_template() if conversations else ""
+        texts = iter(rendered(conversations, template, given, self.tokenizer.name_or_path))
+        return [each if isinstance(each, str) else next(texts) for each in asked]
+
+    def _asked(self, prompt: str | Sequence[Message]) -> str | list[Message]:
+        """The text as it is, or the messages that go through the template."""
         if isinstance(prompt, str):
             if self.chat != "always":
                 return prompt
             prompt = user(prompt)
-        messages = [dict(message) for message in prompt]
+        messages = list(prompt)
         if self.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
         if self.chat == "never":
             return "\n\n".join(message["content"] for message in messages)
-        if self.tokenizer.chat_template is None:
-            raise ValueError("the tokenizer has no chat template for prompts of messages; set data.chat: never")
-        rendered = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **self.arguments
-        )
-        return str(rendered)
+        return messages
 
     def tokens(self, texts: list[str], are_rendered: bool) -> list[list[int]]:
         """Token ids of texts; a rendered template brings its own special tokens."""

@@ -19,25 +19,24 @@ def chatty():
 
 def test_messages_go_through_the_template_and_text_stays(chatty):
     template = Template(tokenizer=chatty)
-    assert template.text(user("a ?")) == "<q> a ? <think>"
-    assert template.text("a ?") == "a ?"
-    assert Template(tokenizer=chatty, chat="always").text("a ?") == "<q> a ? <think>"
-    assert Template(tokenizer=chatty, chat="never").text([*user("a"), *user("b")]) == "a\n\nb"
+    assert template.texts([user("a ?"), "a ?"]) == ["<q> a ? <think>", "a ?"]
+    assert Template(tokenizer=chatty, chat="always").texts(["a ?"]) == ["<q> a ? <think>"]
+    assert Template(tokenizer=chatty, chat="never").texts([[*user("a"), *user("b")], "c"]) == ["a\n\nb", "c"]
 
 
 def test_a_system_message_goes_first_unless_there_is_one(chatty):
     template = Template(tokenizer=chatty, system="b")
-    assert template.text(user("a ?")) == "; b <q> a ? <think>"
-    assert template.text([{"role": "system", "content": "c"}, *user("a")]) == "; c <q> a <think>"
+    own = [{"role": "system", "content": "c"}, *user("a")]
+    assert template.texts([user("a ?"), own]) == ["; b <q> a ? <think>", "; c <q> a <think>"]
 
 
 def test_the_template_gets_further_variables(chatty):
-    assert Template(tokenizer=chatty, arguments={"thinking": False}).text(user("a")) == "<q> a <answer>"
+    assert Template(tokenizer=chatty, arguments={"thinking": False}).texts([user("a")]) == ["<q> a <answer>"]
 
 
 def test_messages_without_a_template_are_refused_with_the_way_out():
     with pytest.raises(ValueError, match=r"no chat template.*data\.chat: never"):
-        Template(tokenizer=tiny_tokenizer()).text(user("a"))
+        Template(tokenizer=tiny_tokenizer()).texts([user("a")])
 
 
 def test_a_folder_gives_back_its_tokenizer(tmp_path, chatty):
