@@ -36,7 +36,7 @@ CUT = tuple(f"actor.{field.name}" for field in fields(Parallel))
 """How the actor is cut over ranks: parameters and moments are the same at any other, last bits of a step are not."""
 MACHINES = (
     *("actor.update.microbatch_tokens", "actor.recompute.", "cluster."),
-    *(f"rollout.vllm.{field.name}" for field in fields(Vllm) if field.name != "context"),
+    *(f"rollout.vllm.{field.name}" for field in fields(Vllm) if field.name not in ("context", "in_flight")),
 )
 """What else other machines ask for: how much is computed at once, what is kept of it, and where engines stand."""
 SCHEDULE = tuple(f"schedule.{name}" for name in ("steps", "save_every", "save_async", "keep", "evaluate_every", "max_waves"))

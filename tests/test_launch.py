@@ -150,7 +150,7 @@ def test_a_run_goes_on_with_the_layout_that_a_plan_finds_for_other_machines():
     keys = [key.partition("=")[0] for key in overrides(replace(setup, sleeps=True), search(setup, best=1)[0])]
     assert len(keys) > 10
     assert [key for key in (*keys, "rollout.vllm.gpus") if not key.startswith(launch.MAY_CHANGE)] == []
-    assert not "rollout.vllm.context".startswith(launch.MAY_CHANGE)
+    assert not any(f"rollout.vllm.{key}".startswith(launch.MAY_CHANGE) for key in ("context", "in_flight"))
 
 
 def test_how_the_actor_is_cut_may_change_whichever_way_that_is():
