@@ -26,6 +26,7 @@ from megatron_rl.occupancy import Attempt, alone_in
 from megatron_rl.own_code import own_code, told
 from megatron_rl.ports import Context
 from megatron_rl.rollout.vllm import Vllm
+from megatron_rl.schedule import Schedule
 from megatron_rl.signals import listening
 from megatron_rl.spec.describe import as_yaml
 from megatron_rl.spec.run import RunSpec
@@ -39,7 +40,7 @@ MACHINES = (
     *(f"rollout.vllm.{field.name}" for field in fields(Vllm) if field.name not in ("context", "in_flight")),
 )
 """What else other machines ask for: how much is computed at once, what is kept of it, and where engines stand."""
-SCHEDULE = tuple(f"schedule.{name}" for name in ("steps", "save_every", "save_async", "keep", "evaluate_every", "max_waves"))
+SCHEDULE = tuple(f"schedule.{field.name}" for field in fields(Schedule) if field.name != "ahead")
 """When a run ends, saves and measures; `schedule.ahead` says which weights write what."""
 DRIVER_LOG = "logs/driver.log"
 """The traceback of the driver, where the last attempt ended with one."""
