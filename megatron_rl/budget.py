@@ -39,7 +39,7 @@ class Budget:
         """Whether no save has been measured: the first step of a job is saved, so that the last one surely can be."""
         return self.save_s is None
 
-    def is_spent(self, is_saving: bool = False) -> bool:
-        """Whether another step and the save after it might not fit, and before that the save that is on its way."""
-        needed = STRETCH * (self.step_s + (1 + is_saving) * (self.save_s or 0.0)) + self.margin_s
-        return self.now() + needed > self.ends_at
+    def is_spent(self, saving_s: float = 0.0) -> bool:
+        """Whether another step and the save after it might not fit, and before that one that has been on its way."""
+        saves = max(self.save_s or 0.0, saving_s) * (2 if saving_s else 1)
+        return self.now() + STRETCH * (self.step_s + saves) + self.margin_s > self.ends_at

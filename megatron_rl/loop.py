@@ -126,7 +126,7 @@ class Run:
     def steps(self) -> Iterator[int]:
         """The steps left to do. `self.step` counts the finished ones."""
         while self.step < self.schedule.steps:
-            if self.budget is not None and self.budget.is_spent(is_saving=self.saver.is_busy):
+            if self.budget is not None and self.budget.is_spent(self.saver.under_way_s):
                 self.stopping = self.stopping or "out of time"
             if self.stopping:
                 return
@@ -238,8 +238,7 @@ def _tell(run: Run, result: Evaluation | None) -> None:
 
 def _save(run: Run, due: bool, may_wait: bool) -> None:
     """Begins what is due, and waits where it may, as for the first save of a job, so that time is kept for the last."""
-    if run.saver.look() and run.budget is not None:
-        run.budget.learn({"save": run.saver.landed_s})
+    run.saver.look()
     is_first = run.budget is not None and run.budget.needs_save
     if (due or is_first) and run.saved_step != run.step:
         with run.timer("collect"):
@@ -252,6 +251,8 @@ def _save(run: Run, due: bool, may_wait: bool) -> None:
     if may_wait and run.saver.is_busy:
         with run.timer("save"):
             run.saver.finish()
+    if run.budget is not None and run.saver.landed_s:
+        run.budget.learn({"save": run.saver.landed_s})
     run.save_s += run.seconds.get("save", 0.0)
 
 

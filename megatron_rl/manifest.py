@@ -6,12 +6,14 @@ import hashlib
 import json
 import stat
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from megatron_rl.beside import all_beside
+
 NAME = "manifest.json"
 _CHUNK_BYTES = 1 << 22
+_THREADS = 8
 
 
 class CheckpointError(ValueError):
@@ -84,8 +86,7 @@ def names(folder: Path) -> list[str]:
 
 
 def digests(folder: Path, names: list[str]) -> dict[str, dict[str, object]]:
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
+    return dict(zip(names, all_beside(lambda name: _digest(folder / name), names, _THREADS), strict=True))
 
 
 def _digest(path: Path) -> dict[str, object]:

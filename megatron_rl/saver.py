@@ -32,6 +32,7 @@ class Saver:
     landed_s: float = 0.0
     """From its beginning until it was on disk, of the last save that got there."""
     _landing: Future[float] | None = None
+    _began: float = 0.0
     _untold: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -39,10 +40,15 @@ class Saver:
         """Whether a checkpoint is on its way."""
         return self._landing is not None
 
+    @property
+    def under_way_s(self) -> float:
+        """For how long one has been; 0 where none is."""
+        return time.perf_counter() - self._began if self.is_busy else 0.0
+
     def begin(self, step: int, actor: Actor, memory: Memory, facts: Mapping[str, object]) -> None:
         """Takes aside what is to be saved, once the save before is on disk, and writes it beside what comes next."""
         self.finish()
-        began = time.perf_counter()
+        began = self._began = time.perf_counter()
         saved = checkpoint.begin(self.root, step, actor, memory, facts)
 
         def land() -> float:
@@ -62,8 +68,11 @@ class Saver:
     def finish(self) -> None:
         """Returns when nothing is on its way; what went wrong is raised."""
         if self._landing is not None:
-            landing, self._landing = self._landing, None
-            self.landed_s = landing.result()
+            try:
+                self.landed_s = self._landing.result()
+            finally:
+                if self._landing.done():  # Ctrl-C ends the wait, and not the save
+                    self._landing = None
             self._untold = {LANDED: self.landed_s}
 
     def take_news(self) -> dict[str, float]:

@@ -24,7 +24,8 @@ def test_a_step_and_its_save_must_fit_with_room_to_spare():
 def test_a_checkpoint_on_its_way_must_fit_too():
     job = budget(1000, margin_s=10, step_s=200, save_s=250)
     assert not job.is_spent()
-    assert job.is_spent(is_saving=True)
+    assert job.is_spent(saving_s=1)
+    assert budget(1000, margin_s=10, step_s=200, save_s=1).is_spent(saving_s=250)
 
 
 def test_the_longest_step_and_save_count():

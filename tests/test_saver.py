@@ -1,3 +1,5 @@
+import os
+import signal
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -114,6 +116,17 @@ def test_a_run_that_ends_early_waits_for_what_can_still_be_had(made, capsys):
     made.leave()
     assert checkpoint.latest(made.root).name == "step_000001"
     assert capsys.readouterr().err == f"a checkpoint is on its way to {made.root}; Ctrl-C gives it up.\n"
+
+
+def test_ctrl_c_while_a_save_is_waited_for_ends_the_wait_and_not_the_save(made):
+    actor = WritesLater()
+    made.begin(1, actor, None, {})
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        made.finish()
+    actor.disk[0].set()
+    made.leave()
+    assert checkpoint.latest(made.root).name == "step_000001"
 
 
 def test_a_run_that_ends_early_says_which_checkpoint_it_lost_and_ends(made, capsys, monkeypatch):

@@ -4,9 +4,11 @@ Tensors are saved in the shape the model gives them, moments and main parameters
 for the boxes its own cut needs. What is not a tensor, the learning rate's position for one, is JSON.
 """
 
+import inspect
 import json
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -39,6 +41,9 @@ WEIGHTS = {**FORMAT, "weights_only": True}
 
 PROGRESS = "progress.json"
 
+ARCHIVES = ("iostream error", "PytorchStreamWriter", "inline_container.cc")
+"""Words by which torch's archives speak of disks."""
+
 Write: TypeAlias = Callable[[], None]
 """Writes what was set aside; returns when the folder is complete on every rank; OSError where a disk is full."""
 
@@ -64,7 +69,8 @@ def set_aside(
     # imported once more and which outlives a kill. Nothing is put into this one.
     filesystem_async._results_queue = queue.Queue()
     dist.barrier()
-    plan = _planned(folder, chunks, optimizer)
+    with _disk_errors():
+        plan = _planned(folder, chunks, optimizer)
     buckets = [_copied(*bucket) for bucket in plan.writer.write_buckets or ()]
     return partial(_write, folder, plan, buckets, dict(progress), ranks)
 
@@ -123,6 +129,18 @@ def _planned(folder: Path, chunks: Sequence[MegatronModule], optimizer: Megatron
     return plan
 
 
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """What torch's archives say of a disk as the OSError that it is; they keep the reason to themselves."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ARCHIVES):
+            raise
+        said = f"torch says '{str(error).splitlines()[0]}', as over a full disk"
+        raise OSError(f"rank {dist.get_rank()} could not write its part: {said}") from error
+
+
 def _copied(path: str, key: str, data: _Data) -> tuple[str, str, _Data]:
     """The same file's content, of which the actor changes nothing any more."""
     plain, tensors = data
@@ -152,12 +170,14 @@ def _write(
 def _written(plan: _Plan, files: Sequence[object]) -> list[object] | str:
     """What is in the files, or why one could not be written; they are written side by side."""
     transforms = [plan.writer.transforms] if hasattr(plan.writer, "transforms") else []
+    # As Megatron has it for a process of its own, it turns the garbage collector off, which here is everybody's.
+    write = inspect.unwrap(FileSystemWriterAsync.write_preloaded_data)
 
     def written(number: int) -> list[object] | Exception:
         answers: queue.Queue[tuple[int, list[object] | Exception]] = queue.Queue()
         pending: queue.Queue[int] = queue.Queue()
         pending.put(number)
-        FileSystemWriterAsync.write_preloaded_data(transforms, number, files[number], answers, pending, use_fsync=True)
+        write(transforms, number, files[number], answers, pending, use_fsync=True)
         return answers.get_nowait()[1]
 
     items: list[object] = []

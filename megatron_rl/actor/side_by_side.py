@@ -1,8 +1,9 @@
 """Work on many tensors, shared between two threads: reading, hashing and writing bytes holds no lock of Python's."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from megatron_rl.beside import all_beside
 
 THREADS = 2
 
@@ -22,6 +23,4 @@ def shares(items: Sequence[Item], size: Callable[[Item], int]) -> list[list[Item
 
 def side_by_side(work: Callable[[Item], Result], parts: Sequence[Item]) -> list[Result]:
     """What the work gives for each part, in their order; the first error is raised when all that run have ended."""
-    with ThreadPoolExecutor(THREADS) as threads:
-        running = [threads.submit(work, part) for part in parts]
-        return [one.result() for one in running]
+    return all_beside(work, parts, THREADS)

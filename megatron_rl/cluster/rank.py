@@ -163,7 +163,7 @@ class RankHost:
     def save(self, folder: Path) -> Answer[None]:
         """Begins a save; `saved` answers when it is written."""
         with self._doing("save"):
-            return _answered(lambda: self._begin_save(folder))
+            return _answered(lambda: self._begin_save(folder), told=(*TOLD, OSError))
 
     @ray.method(concurrency_group="disk")
     def saved(self) -> Answer[None]:

@@ -1,5 +1,6 @@
 """What ranks do in the tests of saving: build, learn from made-up gradients, save and load."""
 
+import gc
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -8,6 +9,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from megatron_rl import checkpoint
 from megatron_rl.actor import groups, saving, weights
@@ -62,6 +64,14 @@ def save_while_learning(folder: Path, to: Path, parallel: dict) -> bool:
     learn(chunks, optimizer, 20)
     written.result(60)
     return is_beside
+
+
+def collects_garbage_while_it_writes(folder: Path, to: Path, parallel: dict) -> list[bool]:
+    seen, asked = [], filesystem_async._process_memory
+    filesystem_async._process_memory = lambda: seen.append(gc.isenabled()) or asked()
+    save_fresh(folder, to, parallel, steps=0)
+    filesystem_async._process_memory = asked
+    return seen
 
 
 def left_running(folder: Path, to: Path, parallel: dict) -> list[str]:

@@ -13,6 +13,7 @@ from megatron_rl import checkpoint
 from megatron_rl.actor.parallel import Parallel
 from tests import ranks
 from tests.actor.saving_programs import (
+    collects_garbage_while_it_writes,
     compare,
     left_running,
     pass_on,
@@ -117,6 +118,13 @@ def test_a_save_leaves_no_process_behind(tmp_path):
     assert run(left_running, {}, folder=folder, to=tmp_path / "saved") == [[]]
 
 
+def test_a_save_leaves_the_garbage_collector_of_the_process_alone(tmp_path):
+    folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=1)
+    (seen,) = run(collects_garbage_while_it_writes, {}, folder=folder, to=tmp_path / "saved")
+    assert seen
+    assert all(seen)
+
+
 class Untouchable:
     """An actor that must not be asked to load."""
 
@@ -179,12 +187,12 @@ def full_disk(folder: Path, scratch: Path, leaves: list[float]) -> None:
         assert said.startswith("the checkpoint of step 2 could not be written to ")
         assert "\n" not in said
         assert step == 1
-    assert all("No space left on device" in said for said, _ in full), full
+    assert all("No space left on device" in said or "as over a full disk" in said for said, _ in full), full
     assert "Read-only file system" in locked[0]
 
 
 def test_a_disk_that_is_full_or_read_only_leaves_the_checkpoint_before_it_and_is_told(tmp_path):
-    full_disk(tiny_folder(tmp_path / "model", "llama", num_hidden_layers=1), tmp_path, [0.0, 0.5])
+    full_disk(tiny_folder(tmp_path / "model", "llama", num_hidden_layers=1), tmp_path, [0.0, 0.004, 0.5])
 
 
 @pytest.mark.slow
