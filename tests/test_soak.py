@@ -59,7 +59,13 @@ def test_threads_are_counted_but_for_pools_that_grow_on_a_busy_machine():
 @pytest.mark.parametrize("cut", [pytest.param([], id="one process"), pytest.param([TP2], id="two ranks under Ray")])
 def test_five_hundred_steps_grow_no_process(cut, tmp_path):
     config = small_run(tmp_path)
-    settings = [f"run.folder={tmp_path}", "run.name=run", f"schedule.steps={WARM + STEPS}", "schedule.save_every=50", *cut]
+    settings = [
+        f"run.folder={tmp_path}",
+        "run.name=run",
+        f"schedule.steps={WARM + STEPS}",
+        "schedule.save_every=50",
+        *cut,
+    ]
     command = [sys.executable, "-m", "megatron_rl.cli", "train", str(config), *settings]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     run = subprocess.Popen(command, env=environment)
