@@ -74,7 +74,7 @@ class Ahead:
 
     def next_batch(self, run: Run, context: Context) -> Batch:
         """The oldest batch that waits; the engine goes on with those that are missing behind it."""
-        self._version = context.version
+        self._version, self._told = context.version, {}
         while not _waiting(run.memories):
             if not self._beside:
                 self._collect(run, context, count=1)

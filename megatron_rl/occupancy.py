@@ -75,8 +75,9 @@ def alone_in(folder: Path, attempt: Attempt | None = None, patience: Patience = 
     finally:
         ended.set()
         with suppress(OSError):  # a disk that takes no more leaves the file, which nobody holds
-            path.unlink(missing_ok=True)
-            folder.rmdir()  # only where nothing was begun in it
+            if not _is_given_away(path, held):
+                path.unlink(missing_ok=True)
+                folder.rmdir()  # only where nothing was begun in it
         with suppress(OSError):  # a disk that is gone says so once more
             os.close(held)
 
@@ -108,11 +109,23 @@ def _waited_for(path: Path, attempt: Attempt | None, patience: Patience) -> int:
 def _beat(path: Path, held: int, patience: Patience, ended: threading.Event) -> None:
     """Shows that the holder lives, and ends it where the folder was given to another in the meantime."""
     while not ended.wait(patience.beat_s):
-        with suppress(OSError):  # a disk that is away for a moment, or a lock that was removed for nobody yet
-            if not os.path.samestat(os.fstat(held), path.stat()) and not ended.is_set():
-                print(f"{path.parent} was given to another process; this one ends", file=sys.stderr, flush=True)
-                os._exit(1)
+        if _is_given_away(path, held) and not ended.is_set():
+            print(f"{path.parent} was given to another process; this one ends", file=sys.stderr, flush=True)
+            os._exit(1)
+        with suppress(OSError):  # a disk that is away for a moment
             os.utime(held)
+
+
+def _is_given_away(path: Path, held: int) -> bool:
+    """Whether the lock there is another's; one that was removed is nobody's yet, and of a disk that is away none is."""
+    try:
+        there = path.stat()
+    except OSError:
+        return False
+    try:
+        return not os.path.samestat(os.fstat(held), there)
+    except OSError as error:
+        return error.errno == errno.ESTALE  # what a network's disk says of a file that another machine removed
 
 
 def _taken(path: Path, who: str) -> int | None:

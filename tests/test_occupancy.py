@@ -123,6 +123,27 @@ def test_a_holder_whose_folder_was_given_to_another_ends(holder, tmp_path):
         assert (tmp_path / "run" / FILE).exists()
 
 
+def test_a_holder_ends_where_its_lock_is_stale_because_another_machine_removed_it(tmp_path):
+    stale = HOLDS.replace("import sys, time", "import errno, os, sys, time").replace(
+        "    time.sleep(600)",
+        "    def fstat(_): raise OSError(errno.ESTALE, 'Stale file handle')\n    os.fstat = fstat\n    time.sleep(600)",
+    )
+    with subprocess.Popen([sys.executable, "-c", stale, tmp_path / "run"], **PIPES) as process:
+        try:
+            assert process.stdout.readline() == b"held\n"
+            assert process.wait(60) == 1
+        finally:
+            process.kill()
+    assert (tmp_path / "run" / FILE).exists()
+
+
+def test_a_holder_that_leaves_removes_no_lock_but_its_own(tmp_path):
+    with alone_in(tmp_path, patience=Patience(beat_s=600)):
+        (tmp_path / FILE).rename(tmp_path / "before")
+        (tmp_path / FILE).write_text("elsewhere 17\n")
+    assert (tmp_path / FILE).read_text() == "elsewhere 17\n"
+
+
 def test_what_a_run_made_stays_and_the_folder_can_be_held_again(tmp_path):
     for _ in range(2):
         with alone_in(tmp_path):

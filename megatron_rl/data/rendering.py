@@ -28,7 +28,7 @@ def rendered(
         return []
     texts: list[str] = []
     with subprocess.Popen(
-        [sys.executable, "-m", RENDERER],
+        [sys.executable, "-P", "-m", RENDERER],  # whatever lies in the folder one happens to be in
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the run to handle

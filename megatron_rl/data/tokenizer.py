@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
 
     def __call__(self, text: list[str], *, add_special_tokens: bool) -> Mapping[str, list[list[int]]]: ...
 
-    def get_chat_template(self) -> str: ...
+    def get_chat_template(self, chat_template: object = None, tools: object = None) -> str: ...
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str: ...
 
@@ -65,8 +65,10 @@ class Template:
         conversations = [each for each in asked if not isinstance(each, str)]
         if conversations and self.tokenizer.chat_template is None:
             raise ValueError("the tokenizer has no chat template for prompts of messages; set data.chat: never")
-        given = {**self.tokenizer.special_tokens_map, **self.arguments} if conversations else {}
-        template = self.tokenizer.get_chat_template() if conversations else ""
+        further = dict(self.arguments)
+        named, tools = further.pop("chat_template", None), further.get("tools")
+        template = self.tokenizer.get_chat_template(named, tools) if conversations else ""
+        given = {**self.tokenizer.special_tokens_map, **further} if conversations else {}
         texts = iter(rendered(conversations, template, given, self.tokenizer.name_or_path))
         return [each if isinstance(each, str) else next(texts) for each in asked]
 

@@ -174,7 +174,7 @@ class EmbeddedEngine:
     def _tell(self, requests: list[Request]) -> None:
         if self.progress is not None:
             done = sum(1 for request in requests if request.finish)
-            self.progress(done, len(requests), sum(len(request.tokens) for request in requests))
+            self.progress(done, len(requests), sum(request.written for request in requests))
 
     @torch.no_grad()
     def _score(self, batch: Batch, law: Sampling) -> Ragged:

@@ -45,7 +45,7 @@ class Ledger:
 
     @property
     def tokens(self) -> int:
-        return sum(len(request.tokens) for request in self.requests)
+        return sum(request.written for request in self.requests)
 
     def take(self, group: int, most: int) -> list[int]:
         """Up to so many waiting requests, now out with this group."""

@@ -30,6 +30,13 @@ class Request:
     finish: str = ""
     """Empty while it is being written."""
     error: str = ""
+    given: int = 0
+    """Tokens that it came with."""
+
+    @property
+    def written(self) -> int:
+        """Tokens that an engine has added."""
+        return len(self.tokens) - self.given
 
     @property
     def context(self) -> list[int]:
@@ -52,6 +59,7 @@ def read_requests(batch: Batch, max_tokens: int, context: int) -> list[Request]:
             budget=min(budgets[row], room),
             tokens=prefixes[row].tolist(),
             logprobs=_known(given[row], len(prefixes[row])),
+            given=len(prefixes[row]),
         )
         if not len(prompts[row]):
             request.finish, request.error = "abort", "the prompt is empty"

@@ -1,3 +1,5 @@
+import sys
+
 import psutil
 import pytest
 
@@ -13,6 +15,13 @@ def test_every_conversation_gets_its_text_in_order():
     conversations = [user(f"ü{number}") for number in range(2 * AT_ONCE + 1)]
     texts = rendered(conversations, "{{ messages[0].content }} {{ mood }}", {"mood": "calm"}, "a model")
     assert texts == [f"ü{number} calm" for number in range(2 * AT_ONCE + 1)]
+
+
+def test_a_file_in_the_folder_one_happens_to_be_in_is_not_taken_for_a_library(tmp_path, monkeypatch):
+    (tmp_path / "random.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    assert rendered([user("a")], "{{ messages[0].content }}", {}, "a model") == ["a"]
 
 
 def test_nothing_is_started_for_nothing(monkeypatch):

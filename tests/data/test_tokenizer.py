@@ -34,6 +34,18 @@ def test_the_template_gets_further_variables(chatty):
     assert Template(tokenizer=chatty, arguments={"thinking": False}).texts([user("a")]) == ["<q> a <answer>"]
 
 
+def test_of_several_templates_the_one_that_the_arguments_ask_for_is_taken():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"default": CHAT, "tool_use": "a {{ tools[0].function.name }}", "short": "b"}
+
+    def text(**arguments: object) -> str:
+        return Template(tokenizer=tokenizer, arguments=arguments).texts([user("a")])[0]
+
+    assert text() == "<q> a <think>"
+    assert text(tools=[{"type": "function", "function": {"name": "c"}}]) == "a c"
+    assert text(chat_template="short") == "b"
+
+
 def test_messages_without_a_template_are_refused_with_the_way_out():
     with pytest.raises(ValueError, match=r"no chat template.*data\.chat: never"):
         Template(tokenizer=tiny_tokenizer()).texts([user("a")])

@@ -24,6 +24,8 @@ def test_requests_know_what_they_start_from_and_how_far_they_may_go():
     assert (first.context, first.budget, first.finish) == ([5, 6, 1], 4, "")
     assert second.finish == "length"
     assert third.budget == 1
+    first.tokens.append(9)
+    assert [request.written for request in (first, second, third)] == [1, 0, 0], "a prefix is not written again"
 
 
 def test_a_prefix_without_log_probabilities_has_none_to_tell():
