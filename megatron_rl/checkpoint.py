@@ -147,7 +147,10 @@ def verify(folder: Path) -> Saved:
         raise CheckpointError(
             f"checkpoint {folder} holds the file '{name}' that its manifest does not list; it cannot be trusted"
         )
-    found = manifest.digests(folder, sorted(listed))
+    try:
+        found = manifest.digests(folder, sorted(listed))
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint's file '{error.filename}' cannot be read ({error.strerror})") from None
     for name in sorted(listed):
         if found[name] != listed[name]:
             raise CheckpointError(

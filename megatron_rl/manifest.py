@@ -97,5 +97,5 @@ def _digest(path: Path) -> dict[str, object]:
                 sha.update(chunk)
                 size += len(chunk)
     except OSError as error:
-        raise CheckpointError(f"the checkpoint's file '{path}' cannot be read ({error})") from None
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return {"bytes": size, "sha256": sha.hexdigest()}

@@ -89,4 +89,4 @@ def test_rows_that_are_left_out_are_told(data, tmp_path, capsys):  # noqa: F811
     assert len(prompts_of("train", settings.train, tokenizer, settings)) == 1
     said = capsys.readouterr().err
     assert said.startswith("data.train: 1 prompts, left out: 1 malformed; the first malformed: ")
-    assert "rows.jsonl row 1: has the fields ['prompt']" in said
+    assert "rows.jsonl row 2: has the fields ['prompt']" in said
