@@ -13,12 +13,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import Final, NamedTuple
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.memory import Memory
+from megatron_rl.beside import beside
 from megatron_rl.failures import FAILED, joined, tell
 from megatron_rl.loop import Run, next_batch
 from megatron_rl.pipeline import Memories
@@ -49,7 +50,7 @@ class Collected(NamedTuple):
     seconds: float
 
 
-class Beside(NamedTuple):
+class InHand(NamedTuple):
     """A collection in hand: what will come of it, and of how many steps."""
 
     collected: Future[Collected]
@@ -63,9 +64,8 @@ class Ahead:
         self.steps = steps
         self._told: Mapping[str, float] = {}
         self._version = -1
-        self._beside: deque[Beside] = deque()
+        self._in_hand: deque[InHand] = deque()
         """The collections in hand, each going on from the one before."""
-        self._thread: threading.Thread | None = None
         self._is_over = threading.Event()
 
     @property
@@ -76,12 +76,12 @@ class Ahead:
         """The oldest batch that waits; the engine goes on with those that are missing behind it."""
         self._version, self._told = context.version, {}
         while not _waiting(run.memories):
-            if not self._beside:
+            if not self._in_hand:
                 self._collect(run, context, count=1)
             self._land(run)
         batch, *waiting = _waiting(run.memories)
         run.memories = {**run.memories, AHEAD: {"batches": [*waiting]}}
-        begun = len(waiting) + sum(beside.steps for beside in self._beside)
+        begun = len(waiting) + sum(one.steps for one in self._in_hand)
         self._collect(run, replace(context, step=context.step + 1 + begun), count=self.steps - begun)
         return batch
 
@@ -91,13 +91,14 @@ class Ahead:
 
     def rest(self, run: Run) -> None:
         """Waits for the collections in hand; what went wrong in one is raised here."""
-        while self._beside:
+        while self._in_hand:
             self._land(run)
 
     def _land(self, run: Run) -> None:
         """Waits for the oldest collection in hand, and takes over what it moved."""
-        began, beside = time.perf_counter(), self._beside.popleft()
-        done = beside.collected.result()
+        began = time.perf_counter()
+        done = self._in_hand[0].collected.result()
+        self._in_hand.popleft()
         waited = time.perf_counter() - began
         waiting: list[Memory] = [*_waiting(run.memories), *done.batches]
         learnt = {slot: memory for slot, memory in run.memories.items() if slot in _learning_slots(run)}
@@ -113,8 +114,7 @@ class Ahead:
     def close(self) -> None:
         """Tells the collector to stop, and waits until it has."""
         self._is_over.set()
-        if self._thread is not None:
-            self._thread.join(CLOSE_S)
+        wait([one.collected for one in self._in_hand], CLOSE_S)
 
     def watched(self, progress: Progress) -> Progress:
         """The same progress, by which a collector that nobody waits for notices it in the middle of a wave."""
@@ -134,21 +134,14 @@ class Ahead:
         memories = {slot: memory for slot, memory in run.memories.items() if slot not in learnt}
         machines = {name: machine for name, machine in run.machines.items() if name not in LEARNING}
         twin = replace(run, memories=memories, machines=machines, seconds={}, parts={})
-        future: Future[Collected] = Future()
-        before = self._beside[-1].collected if self._beside else None
+        before = self._in_hand[-1].collected if self._in_hand else None
 
-        def work() -> None:
-            try:
-                if before is not None:
-                    twin.memories = before.result().memories
-                future.set_result(self._collected(twin, replace(first, machines=machines), count))
-            except BaseException as error:  # noqa: BLE001  # raised where the run waits for it
-                future.set_exception(error)
+        def work() -> Collected:
+            if before is not None:
+                twin.memories = before.result().memories
+            return self._collected(twin, replace(first, machines=machines), count)
 
-        # A daemon, so that a run that fails while an engine hangs can still end.
-        self._thread = threading.Thread(target=work, name="collect", daemon=True)
-        self._beside.append(Beside(future, count))
-        self._thread.start()
+        self._in_hand.append(InHand(beside(work, "collect"), count))
 
     def _collected(self, twin: Run, first: Context, count: int) -> Collected:
         began, batches = time.perf_counter(), list[Batch]()
