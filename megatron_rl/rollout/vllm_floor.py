@@ -23,7 +23,8 @@ class Floor:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._is_held = False
-        self._is_claimed = False
+        self.is_claimed = False
+        """Whether somebody publishes, or waits for a wave to make room for it."""
 
     @contextmanager
     def held(self, waiting: Callable[[], None]) -> Iterator[None]:
@@ -36,7 +37,7 @@ class Floor:
     def give_way(self, waiting: Callable[[], None]) -> bool:
         """Lets whoever claims it speak; False where nobody does."""
         with self._changed:
-            if not self._is_claimed:
+            if not self.is_claimed:
                 return False
         self._give()
         self._take(waiting)
@@ -45,20 +46,20 @@ class Floor:
     def claim(self, timeout_s: float) -> None:
         """Returns when nobody else speaks, nor will before `release`; claiming twice is claiming once."""
         with self._changed:
-            self._is_claimed = True
+            self.is_claimed = True
             if not self._changed.wait_for(lambda: not self._is_held, timeout_s):
-                self._is_claimed = False
+                self.is_claimed = False
                 raise TimeoutError(f"who asks the groups for something did not make way for weights in {timeout_s:g} s")
 
     def release(self) -> None:
         with self._changed:
-            self._is_claimed = False
+            self.is_claimed = False
             self._changed.notify_all()
 
     def _take(self, waiting: Callable[[], None]) -> None:
         while True:
             with self._changed:
-                if self._changed.wait_for(lambda: not (self._is_claimed or self._is_held), LISTEN_S):
+                if self._changed.wait_for(lambda: not (self.is_claimed or self._is_held), LISTEN_S):
                     self._is_held = True
                     return
             waiting()
