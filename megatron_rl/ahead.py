@@ -5,17 +5,19 @@
 
 Which weights write a batch depends on its step alone: with k ahead, batch s is written by version max(0, s - k), never
 by whatever happened to be ready. So a run repeats itself, and batches that wait at a save are part of the checkpoint.
+Only where an engine has lost every process with its version does a batch go on with the actor's next one.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.memory import Memory
@@ -34,7 +36,21 @@ LEARNING: Final = ("actor", "critic")
 CLOSE_S: Final = 30.0
 """How long a run that ends early waits for its collector to notice."""
 
+LISTEN_S: Final = 0.2
+"""How long a collection is waited for before looking whether it waits for weights."""
+
 Progress = Callable[[int, int, int], None]
+
+
+class Mortal(Protocol):
+    """An engine whose processes may be lost, and with them the weights that the actor has left behind."""
+
+    def leave_behind(self, is_left_behind: bool = True) -> None:
+        """Says whether the actor has gone on from the weights that are served."""
+
+    @property
+    def awaits_weights(self) -> bool:
+        """Whether what it writes goes on only when somebody publishes."""
 
 
 class AbandonedError(Exception):
@@ -60,8 +76,8 @@ class InHand(NamedTuple):
 class Ahead:
     """A `Feed` that collects in a thread of its own, which alone uses the engine and the judge until `rest`."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, steps: int, engine: Mortal | None = None) -> None:
+        self.steps, self.engine = steps, engine
         self._told: Mapping[str, float] = {}
         self._version = -1
         self._in_hand: deque[InHand] = deque()
@@ -75,10 +91,12 @@ class Ahead:
     def next_batch(self, run: Run, context: Context) -> Batch:
         """The oldest batch that waits; the engine goes on with those that are missing behind it."""
         self._version, self._told = context.version, {}
+        if self.engine is not None:
+            self.engine.leave_behind()
         while not _waiting(run.memories):
             if not self._in_hand:
                 self._collect(run, context, count=1)
-            self._land(run)
+            self._land(run, context.version)
         batch, *waiting = _waiting(run.memories)
         run.memories = {**run.memories, AHEAD: {"batches": [*waiting]}}
         begun = len(waiting) + sum(one.steps for one in self._in_hand)
@@ -87,18 +105,26 @@ class Ahead:
 
     def give_way(self, run: Run) -> None:
         """Whoever writes goes on to the end with the weights it has."""
-        self.rest(run)
+        self._land_all(run, run.step + 1)
 
     def rest(self, run: Run) -> None:
         """Waits for the collections in hand; what went wrong in one is raised here."""
-        while self._in_hand:
-            self._land(run)
+        self._land_all(run, run.step)
+        if self.engine is not None:
+            self.engine.leave_behind(False)
 
-    def _land(self, run: Run) -> None:
-        """Waits for the oldest collection in hand, and takes over what it moved."""
+    def _land_all(self, run: Run, version: int) -> None:
+        while self._in_hand:
+            self._land(run, version)
+
+    def _land(self, run: Run, version: int) -> None:
+        """Waits for the oldest collection in hand, and takes over what it moved; the actor is at this version."""
         began = time.perf_counter()
-        done = self._in_hand[0].collected.result()
-        self._in_hand.popleft()
+        while not wait([self._in_hand[0].collected], LISTEN_S).done:
+            if self.engine is not None and self.engine.awaits_weights:
+                print(f"No group of the engine is left: what it wrote goes on with version {version}.", file=sys.stderr)
+                run.weights.publish(version)
+        done = self._in_hand.popleft().collected.result()
         waited = time.perf_counter() - began
         waiting: list[Memory] = [*_waiting(run.memories), *done.batches]
         learnt = {slot: memory for slot, memory in run.memories.items() if slot in _learning_slots(run)}

@@ -210,11 +210,9 @@ def _feed(schedule: Schedule, engine: Engine, telemetry: Telemetry) -> Feed:
     if not schedule.ahead:
         engine.progress = telemetry.wave
         return InTurn(dismiss=engine.sleep if isinstance(engine, VllmEngine) and engine.may_sleep else None)
-    in_flight = isinstance(engine, VllmEngine) and engine.scale.in_flight
-    ahead = InFlight(schedule.ahead) if in_flight else Ahead(schedule.ahead)
+    groups = engine if isinstance(engine, VllmEngine) else None
+    ahead = (InFlight if groups and groups.scale.in_flight else Ahead)(schedule.ahead, groups)
     engine.progress = ahead.watched(telemetry.wave)
-    if isinstance(engine, VllmEngine):
-        engine.send_only_when_published()
     return ahead
 
 

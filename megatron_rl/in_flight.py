@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import torch
 
-from megatron_rl.ahead import Ahead
+from megatron_rl.ahead import Ahead, Mortal
 from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import TOKEN_VERSIONS
 from megatron_rl.loop import Run
@@ -23,8 +23,8 @@ from megatron_rl.ports import Context
 class InFlight(Ahead):
     """A `Feed` over an engine that takes weights while it writes: nobody waits before they change."""
 
-    def __init__(self, steps: int) -> None:
-        super().__init__(steps)
+    def __init__(self, steps: int, engine: Mortal | None = None) -> None:
+        super().__init__(steps, engine)
         self._spans: Mapping[str, float] = {}
 
     @property

@@ -1,9 +1,13 @@
 """Collecting ahead of an actor whose ranks are processes, and by an engine that is one."""
 
+import os
+import signal
+
 import pytest
 import torch
 
 from megatron_rl.batch.columns import OLD_LOGPROBS, SAMPLER_LOGPROBS, TOKEN_VERSIONS, VERSION
+from megatron_rl.rollout.vllm_engine import VllmEngine
 from tests.test_launch import digest
 from tests.test_processes import TP2, config, curves, rollouts, run, under_ray  # noqa: F401  # config is a fixture
 
@@ -41,6 +45,35 @@ def test_vllm_writes_while_the_actor_learns(config, tmp_path):  # noqa: F811
     (parity,) = curves(finished, "parity/max")[0]
     assert parity < 1e-4
     assert all(hidden > 0 for (hidden,) in curves(finished, "ahead/hidden_seconds"))
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("in_flight", ["false", "true"])
+def test_where_vllm_s_only_group_dies_while_the_actor_learns_its_batch_goes_on(
+    config,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    in_flight,
+):
+    generate, waves = VllmEngine.generate, []
+
+    def kill_then_generate(engine, batch, sampling=None):
+        waves.append(engine.fleet.version)
+        if len(waves) == 3:
+            os.kill(engine.fleet.berths[0].group.pid, signal.SIGKILL)
+        return generate(engine, batch, sampling)
+
+    monkeypatch.setattr(VllmEngine, "generate", kill_then_generate)
+    engine = f"rollout={{vllm: {{cache_gib: 0.0625, context: 128, in_flight: {in_flight}}}}}"
+    finished = run(config, tmp_path, engine, "schedule.steps=5", *ONE_AHEAD)
+    assert len(waves) >= 6
+    for step in range(1, 6):
+        batch = rollouts(finished, step)
+        gap_T = (batch.ragged(OLD_LOGPROBS).values - batch.ragged(SAMPLER_LOGPROBS).values).abs()
+        fresh_T = batch.ragged(TOKEN_VERSIONS).values == step - 1
+        assert float(gap_T[fresh_T].sum()) <= 1e-4 * int(fresh_T.sum())
+    assert set(rollouts(finished, 3).ragged(TOKEN_VERSIONS).values.tolist()) == {2}
 
 
 @pytest.mark.vllm

@@ -86,21 +86,26 @@ class VllmEngine:
         """
         self.fleet.expect(source, send, meeting)
 
-    def send_only_when_published(self) -> None:
+    def leave_behind(self, is_left_behind: bool = True) -> None:
         """Nothing is sent once more: the actor learns while the groups write, so its weights are another version's.
 
-        A group that was lost then waits for the next version, and its requests go to the others.
+        A group that was lost then waits for the next version, and its requests go to the others; where none is left
+        they wait too, and `awaits_weights` says so.
         """
-        self.fleet.send = None
+        self.fleet.is_left_behind = is_left_behind
+
+    @property
+    def awaits_weights(self) -> bool:
+        """Whether what is being written goes on only when somebody publishes, by another version if need be."""
+        return self.fleet.floor.is_awaited
 
     def begin(self, version: int) -> Delivery:
         """Every group waits for this version. Nothing is served until `serve`.
 
-        In flight, a wave waits there too, wherever it is, and goes on with the new version.
+        A wave that waits for weights, or in flight any wave, goes on with the new version from where it is.
         """
-        if self.scale.in_flight:
-            self.fleet.floor.claim(2 * self.scale.patience.silence_s)
-        else:
+        self.fleet.floor.claim(2 * self.scale.patience.silence_s)
+        if not self.scale.in_flight:
             self.fleet.version = -1
         return self.fleet.begin(version)
 

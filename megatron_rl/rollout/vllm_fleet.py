@@ -68,6 +68,8 @@ class Fleet:
     """What sends to it."""
     send: Send | None = None
     """Sends once more to a group that was replaced; without it such a group waits for the next version."""
+    is_left_behind: bool = False
+    """Whether the actor learns meanwhile: what it could send is another version than the one that is served."""
     meeting: tuple[str, int] | None = None
     """Host and port of a store, for weights that go over the network."""
     delivery: Delivery | None = None
@@ -134,7 +136,7 @@ class Fleet:
 
     def rejoin(self, place: int, version: int) -> bool:
         """Brings a replaced group, ready by now, the version that the others serve; False where nobody can."""
-        if self.send is None:
+        if self.send is None or self.is_left_behind:
             return False
         berth = self.berths[place]
         delivery, send = self._deliver_to([berth]), self.send

@@ -18,6 +18,8 @@ class Floor:
         floor.give_way(waiting)          # between two passes: weights may come here
     floor.claim(60.0)                    # from here on nobody else speaks
     floor.release()
+
+    A wave that lost every group with its weights says by `is_awaited` that it goes on when somebody publishes.
     """
 
     def __init__(self) -> None:
@@ -25,6 +27,8 @@ class Floor:
         self._is_held = False
         self.is_claimed = False
         """Whether somebody publishes, or waits for a wave to make room for it."""
+        self.is_awaited = False
+        """Whether a wave can go on only with weights that somebody publishes."""
 
     @contextmanager
     def held(self, waiting: Callable[[], None]) -> Iterator[None]:
@@ -53,7 +57,7 @@ class Floor:
 
     def release(self) -> None:
         with self._changed:
-            self.is_claimed = False
+            self.is_claimed = self.is_awaited = False
             self._changed.notify_all()
 
     def _take(self, waiting: Callable[[], None]) -> None:

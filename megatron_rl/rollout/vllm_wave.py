@@ -58,6 +58,7 @@ class Wave:
     def run(self) -> None:
         for berth in self.fleet.berths:
             berth.group.unheeded.clear()
+        self.fleet.floor.is_awaited = False
         while self.ledger.is_open:
             if self.fleet.floor.give_way(lambda: self.tell(self.ledger)):
                 self._go_on()
@@ -68,7 +69,14 @@ class Wave:
             if time.monotonic() > self.ends:
                 self._cut_short()
             elif not any(self._has_hope(berth) for berth in self.fleet.berths):
-                self.ledger.fail(self.gone or f"no group holds version {self.version}")
+                self._go_without()
+
+    def _go_without(self) -> None:
+        """No group has weights: waits for those that whoever learns will publish, and fails where nobody does."""
+        if self.fleet.is_left_behind:
+            self.fleet.floor.is_awaited = True
+        else:
+            self.ledger.fail(self.gone or f"no group holds version {self.version}")
 
     def _hand_out(self) -> None:
         for place, berth in enumerate(self.fleet.berths):
@@ -151,8 +159,8 @@ class Wave:
 
     def _has_hope(self, berth: Berth) -> bool:
         """Whether this group writes, or will once it has started and was sent the weights."""
-        may_join = not berth.is_lost and not berth.group.is_ready and self.fleet.send is not None
-        return berth.version == self.version or may_join
+        may_join = self.fleet.send is not None and not self.fleet.is_left_behind
+        return berth.version == self.version or (may_join and not berth.is_lost and not berth.group.is_ready)
 
     def _cut_short(self) -> None:
         """Asks the groups for what they have written, and keeps that."""

@@ -1,7 +1,10 @@
+from concurrent.futures import wait
+
 import pytest
 import torch
 
 from megatron_rl.batch.columns import PREFIX_LOGPROBS, SAMPLER_LOGPROBS, STATUS, TOKEN_VERSIONS, TOKENS, VERSION
+from megatron_rl.beside import beside
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ports import RolloutEngine
 from megatron_rl.reshard.digest import ReceiverLost, TransferError
@@ -59,9 +62,44 @@ def test_nothing_is_served_between_the_beginning_of_a_sync_and_its_end(tmp_path)
 
 def test_a_group_that_is_lost_while_the_actor_learns_is_not_sent_what_the_actor_has_by_then(tmp_path):
     engine = open_scripted(tmp_path, "dies once", groups=2)
-    engine.send_only_when_published()
+    engine.leave_behind()
     assert engine.generate(asked(PROMPTS)).strings(STATUS) == ["ok"] * 3
     assert sorted(berth.version for berth in engine.fleet.berths) == [-1, 0]
+    engine.close()
+
+
+def test_where_the_last_group_is_lost_while_the_actor_learns_the_wave_goes_on_with_what_is_published_next(tmp_path):
+    engine = open_scripted(tmp_path, "dies once")
+    engine.leave_behind()
+    wave = beside(lambda: engine.generate(asked(PROMPTS)), "wave")
+    while not engine.awaits_weights:
+        assert not wait([wave], 0.05).done
+    engine.begin(1)
+    engine.finish(1)
+    engine.serve(1)
+    rollouts = wave.result(30)
+    assert rollouts.strings(STATUS) == ["ok"] * 3
+    versions = [row.tolist() for row in rollouts.ragged(TOKEN_VERSIONS).rows()]
+    assert [0, 1, 1, 1, 1, 1] in versions
+    assert {version for row in versions for version in row} == {0, 1}
+    assert not engine.awaits_weights
+    engine.close()
+
+
+def test_a_wave_that_waits_for_weights_ends_with_its_run(tmp_path):
+    engine = open_scripted(tmp_path, "dies once")
+    engine.leave_behind()
+
+    def progress(done, total, tokens):
+        if engine.awaits_weights:
+            raise KeyboardInterrupt
+
+    engine.progress = progress
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(asked(PROMPTS))
+    engine.leave_behind(False)
+    engine.progress = None
+    assert engine.generate(asked(PROMPTS)).strings(STATUS) == ["ok"] * 3
     engine.close()
 
 
