@@ -97,8 +97,10 @@ def test_a_wave_that_waits_for_weights_ends_with_its_run(tmp_path):
     engine.progress = progress
     with pytest.raises(KeyboardInterrupt):
         engine.generate(asked(PROMPTS))
-    engine.leave_behind(False)
     engine.progress = None
+    engine.begin(1)
+    engine.finish(1)
+    engine.serve(1)
     assert engine.generate(asked(PROMPTS)).strings(STATUS) == ["ok"] * 3
     engine.close()
 
