@@ -29,6 +29,7 @@ from megatron_rl.rollout.vllm import Vllm
 from megatron_rl.schedule import Schedule
 from megatron_rl.signals import listening
 from megatron_rl.spec.describe import as_yaml
+from megatron_rl.spec.earlier import completed
 from megatron_rl.spec.run import RunSpec
 from megatron_rl.spec.schema import SpecError
 from megatron_rl.telemetry.sink import writing
@@ -135,7 +136,7 @@ def _claim(run: loop.Run, spec: RunSpec) -> None:
     """Writes what the run is made of into its folder; refuses a folder that another configuration began."""
     path = run.folder / "spec.yaml"
     if path.exists():
-        began = yaml.safe_load(path.read_text(encoding="utf-8"))
+        began = completed(yaml.safe_load(path.read_text(encoding="utf-8")))
         now = yaml.safe_load(as_yaml(spec))
         changed = [key for key in plain_difference(began, now) if not key.startswith(MAY_CHANGE)]
         if changed:

@@ -68,6 +68,17 @@ def digest(folder: Path, step: int) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
+def as_of_old(folder: Path, **gone: object) -> None:
+    """Leaves the run's configuration as if begun before some keys were known, and while the schedule had others."""
+    path = folder / "spec.yaml"
+    began = yaml.safe_load(path.read_text())
+    began["schedule"] = {"steps": began["schedule"]["steps"]} | gone
+    began["actor"]["optimizer"].pop("eps", None)
+    began["sampler"]["uniform"].pop("shuffle", None)
+    began.pop("critic", None)
+    path.write_text(yaml.safe_dump(began))
+
+
 def rollouts(folder: Path, step: int) -> Batch:
     return Batch.read_parquet(folder / "rollouts" / f"step_{step:06d}.parquet")
 
@@ -75,6 +86,7 @@ def rollouts(folder: Path, step: int) -> Batch:
 def test_a_run_stopped_and_resumed_is_the_run_that_was_never_stopped(data, tmp_path):
     launch.train(spec(data, tmp_path / "straight"))
     launch.train(spec(data, tmp_path / "broken", "schedule.steps=2"))
+    as_of_old(tmp_path / "broken" / "run")
     launch.train(spec(data, tmp_path / "broken"))
     assert digest(tmp_path / "straight" / "run", 4) == digest(tmp_path / "broken" / "run", 4)
     for step in range(1, 5):
@@ -141,6 +153,18 @@ def test_a_folder_begun_with_other_settings_is_not_taken_up(data, tmp_path):
     launch.train(spec(data, tmp_path, "schedule.steps=1"))
     with pytest.raises(SpecError, match=r"sampling\.temperature"):
         launch.train(spec(data, tmp_path, "sampling.temperature=0.5"))
+
+
+def test_keys_that_a_run_was_begun_without_may_have_their_defaults_and_no_other_values(data, tmp_path):
+    run = SimpleNamespace(folder=tmp_path / "run")
+    launch._claim(run, spec(data, tmp_path))
+    as_of_old(run.folder)
+    refused = r"with other settings of sampler\.uniform\.shuffle, schedule\.ahead;"
+    with pytest.raises(SpecError, match=refused):
+        launch._claim(run, spec(data, tmp_path, "sampler.uniform.shuffle=false", "schedule.ahead=1"))
+    as_of_old(run.folder, ahead=0, tempo=9)
+    with pytest.raises(SpecError, match=r"with other settings of schedule\.tempo;"):
+        launch._claim(run, spec(data, tmp_path))
 
 
 def test_a_run_goes_on_with_the_layout_that_a_plan_finds_for_other_machines():

@@ -11,6 +11,8 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megatron_rl.spec.earlier import completed_section
+
 FOLDERS: Final = "model"
 """The key under which a fingerprint names folders, for the eye: the same model may lie elsewhere on another machine."""
 DIGESTS: Final = frozenset({"weights", "architecture", "tokenizer"})
@@ -36,8 +38,8 @@ def write_values(path: Path, rewards: Mapping[str, Sequence[float]], fingerprint
 def read_values(path: Path, fingerprint: Mapping[str, object]) -> dict[str, list[float]]:
     """The rewards; ValueError where they were made by another reference, template, budget, law or reward.
 
-    A file from before weights had digests knows its model by its folder alone: it is read where that is the same, and
-    told that more cannot be known.
+    A key that a section has learnt since the file was written had its default then. A file from before weights had
+    digests knows its model by its folder alone: it is read where that is the same, and told that more cannot be known.
     """
     table = pq.read_table(path)
     made = json.loads((table.schema.metadata or {}).get(_FINGERPRINT, b"{}"))
@@ -45,7 +47,7 @@ def read_values(path: Path, fingerprint: Mapping[str, object]) -> dict[str, list
     differing = sorted(
         key
         for key in {*made, *fingerprint} - (DIGESTS if is_dated else {FOLDERS})
-        if made.get(key) != json.loads(json.dumps(fingerprint.get(key)))
+        if completed_section(key, made.get(key)) != completed_section(key, json.loads(json.dumps(fingerprint.get(key))))
     )
     if differing:
         raise ValueError(

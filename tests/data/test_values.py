@@ -1,6 +1,7 @@
 import pytest
 
 from megatron_rl.data.values import read_values, write_values
+from megatron_rl.spec.earlier import completed_section
 
 MADE = {
     "model": {"folder": "here"},
@@ -28,6 +29,15 @@ def test_other_circumstances_are_named(tmp_path, now):
     write_values(tmp_path / "values.parquet", {"a": [1.0]}, MADE)
     with pytest.raises(ValueError, match=f"made with other {next(iter(now))};"):
         read_values(tmp_path / "values.parquet", MADE | now)
+
+
+def test_what_a_section_has_learnt_since_was_at_its_default_then(tmp_path):
+    write_values(tmp_path / "values.parquet", {"a": [1.0]}, MADE)
+    now = completed_section("sampling", MADE["sampling"])
+    assert len(now) > len(MADE["sampling"])
+    assert read_values(tmp_path / "values.parquet", MADE | {"sampling": now}) == {"a": [1.0]}
+    with pytest.raises(ValueError, match="made with other sampling;"):
+        read_values(tmp_path / "values.parquet", MADE | {"sampling": now | {"top_k": 5}})
 
 
 def test_a_file_that_knows_its_model_by_the_folder_is_read_where_that_is_the_same_and_says_so(tmp_path, capsys):
