@@ -227,6 +227,7 @@ def _evaluate(run: Run, due: bool) -> Evaluation | None:
         return None
     with run.timer("collect"):
         run.feed.rest(run)
+    run.telemetry.measuring()
     with run.timer("evaluate"):
         return run.evaluator.evaluate(run.step)
 

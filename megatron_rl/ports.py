@@ -98,7 +98,6 @@ class Actor(Protocol):
         """Takes aside what is to be saved, and writes it beside what comes next; OSError where a disk is full."""
 
     def load(self, folder: Path) -> None: ...
-
     def close(self) -> None: ...
 
 
@@ -106,7 +105,6 @@ class Critic(Protocol):
     """Says VALUES beside the policy, and learns RETURNS. The actor saves and loads it."""
 
     def value(self, batch: Batch) -> Ragged: ...
-
     def update(self, batch: Batch) -> Update: ...
 
 
@@ -243,7 +241,6 @@ class Objective(Protocol):
 
     @property
     def reads(self) -> tuple[Column, ...]: ...
-
     @property
     def needs_entropy(self) -> bool: ...
 
@@ -293,6 +290,9 @@ class Telemetry(Protocol):
         """Progress of the rollouts asked for: requests done of total, tokens written so far."""
 
     def step(self, record: StepRecord, batch: Batch) -> None: ...
+
+    def measuring(self) -> None:
+        """From here to `evaluation`, waves are a measurement's and no step's."""
 
     def evaluation(self, evaluation: Evaluation) -> None: ...
 

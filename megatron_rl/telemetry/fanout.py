@@ -34,7 +34,7 @@ class Fanout:
         self._living = list(self.optional)
         self._totals = Totals()
         self._waves = WaveCount()
-        self._is_writing = False
+        self._is_writing = self._is_measuring = False
         # A wave may be under way, in a thread of its own, when a step is told.
         self._telling = threading.Lock()
 
@@ -46,7 +46,8 @@ class Fanout:
 
     def wave(self, done: int, total: int, tokens: int) -> None:
         with self._telling:
-            self._waves, self._is_writing = self._waves.seen(done, tokens), done < total
+            if not self._is_measuring:
+                self._waves, self._is_writing = self._waves.seen(done, tokens), done < total
             self._tell(lambda sink: sink.wave(done, total, tokens))
 
     def step(self, record: StepRecord, batch: Batch) -> None:
@@ -55,9 +56,12 @@ class Fanout:
             self._totals, self._waves = totals(point), self._waves.told() if self._is_writing else WaveCount()
             self._tell(lambda sink: sink.step(point, batch))
 
+    def measuring(self) -> None:
+        """What the engine writes for an evaluation is shown, and counted to no step."""
+        self._is_measuring = True
+
     def evaluation(self, evaluation: Evaluation) -> None:
-        """What the engine wrote for an evaluation is not counted to the next step."""
-        self._waves = WaveCount()
+        self._is_measuring = False
         self._tell(lambda sink: sink.evaluation(evaluation))
 
     def close(self, reason: str) -> None:

@@ -30,10 +30,11 @@ class Point:
     """Of the policy that wrote the newest rollout of the batch."""
     rollouts: int
     tokens: int
-    """Response tokens the engine wrote for this step, those filtered out later included."""
+    """Response tokens the engine wrote for this step: those filtered out later included, an evaluation's not."""
     total_tokens: int
+    """What training has written. It and `total_seconds` go on in a resumed run where the interrupted one was."""
     total_seconds: float
-    """Summed over the steps of the run, so that a resumed run goes on where the interrupted one was."""
+    """Of all phases of all steps, evaluations and saves included: how long the run has taken."""
     seconds: Mapping[str, float]
     metrics: Mapping[str, float]
     parts: Mapping[str, float] = field(default_factory=dict)

@@ -81,7 +81,8 @@ def _matching(metrics: Collection[str], pattern: str) -> Iterator[str]:
 def cells(point: Point) -> dict[str, str]:
     """What each column shows for this step, in the order of `COLUMNS`; columns without a number are left out."""
     seconds = sum(point.seconds.values())
-    numbers = {"$seconds": seconds, "$speed": point.tokens / seconds if seconds else 0.0, **point.metrics}
+    training = seconds - point.seconds.get("evaluate", 0.0)  # whose tokens are not among the step's
+    numbers = {"$seconds": seconds, "$speed": point.tokens / training if training else 0.0, **point.metrics}
     named = {column: first_match(numbers, column.patterns) for column in COLUMNS}
     return {column.heading: column.form(numbers[name]) for column, name in named.items() if name is not None}
 

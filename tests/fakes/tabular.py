@@ -175,6 +175,9 @@ class Recorder:
         self.records.append(record)
         self.batches.append(batch)
 
+    def measuring(self) -> None:
+        self.events.append("measuring")
+
     def evaluation(self, evaluation: Evaluation) -> None:
         self.evaluations.append(evaluation)
 

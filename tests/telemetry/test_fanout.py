@@ -1,9 +1,12 @@
 import pytest
 
+from megatron_rl.loop import train
 from megatron_rl.ports import Telemetry
+from megatron_rl.schedule import Schedule
 from megatron_rl.telemetry.fanout import Fanout
 from megatron_rl.telemetry.jsonl import JsonlFile, read_history
 from tests.fakes.run_folder import evaluation, rollout_batch, step_record, write_run
+from tests.test_loop import make_run
 
 
 class Remembers:
@@ -41,8 +44,9 @@ def drive(run: Telemetry, steps=(1, 2)):
     for step in steps:
         run.wave(1, 2, 40)
         run.wave(2, 2, 70)
-        run.step(step_record(step), rollout_batch(step, groups=1))
+        run.measuring()
         run.wave(2, 2, 9999)
+        run.step(step_record(step), rollout_batch(step, groups=1))
         run.evaluation(evaluation(step))
     run.close("finished")
 
@@ -51,13 +55,33 @@ def test_every_sink_is_told_everything_in_order(tmp_path):
     sinks = [Remembers(), Remembers()]
     drive(Fanout(folder=tmp_path / "run", required=sinks[:1], optional=sinks[1:]), steps=[1])
     assert sinks[0].told == sinks[1].told
-    assert [what[0] for what in sinks[0].told] == ["start", "wave", "wave", "step", "wave", "evaluation", "close"]
+    assert [what[0] for what in sinks[0].told] == ["start", "wave", "wave", "wave", "step", "evaluation", "close"]
 
 
 def test_tokens_are_what_the_waves_of_the_step_reported_without_evaluations(tmp_path):
     sink = Remembers()
     drive(Fanout(folder=tmp_path, required=[sink]))
     assert [what for what in sink.told if what[0] == "step"] == [("step", 1, 70, 70), ("step", 2, 70, 140)]
+
+
+def test_a_run_that_evaluates_counts_the_tokens_of_one_that_does_not(tmp_path):
+    class Measures:
+        def evaluate(self, step):
+            telemetry.wave(1, 4, 5000)
+            telemetry.wave(4, 4, 9999)
+            return evaluation(step)
+
+    told = {}
+    for every in (0, 1):
+        sink = Remembers()
+        telemetry = Fanout(folder=tmp_path / str(every), required=[sink])
+        schedule = Schedule(steps=3, evaluate_every=every)
+        run = make_run(tmp_path / str(every), 3, schedule=schedule, telemetry=telemetry, evaluator=Measures())
+        telemetry.start(0, 3)
+        train(run)
+        told[every] = [what for what in sink.told if what[0] == "step"]
+    assert [what[0] for what in sink.told].count("evaluation") == 4
+    assert told[0] == told[1]
 
 
 def test_a_wave_that_is_under_way_when_a_step_is_told_is_counted_to_both(tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from megatron_rl.telemetry.points import Totals
@@ -35,6 +37,11 @@ def test_the_earliest_pattern_wins():
 
 def test_a_step_without_a_number_shows_none():
     assert "parity" not in cells(Totals().point(step_record(1), rollout_batch(1, groups=0), tokens=1))
+
+
+def test_the_speed_is_that_of_training_whatever_an_evaluation_took():
+    evaluated = replace(POINT, seconds={**POINT.seconds, "evaluate": 1000.0})
+    assert cells(evaluated)["tokens/s"] == cells(POINT)["tokens/s"]
 
 
 def test_the_sober_line_is_one_line_and_names_its_numbers():

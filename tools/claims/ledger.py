@@ -179,6 +179,8 @@ class Ledger:
         self.steps.append({"step": record.step, **self.spent.totals, **reward, **kept})
         self.start(record.step, 0)
 
+    def measuring(self) -> None: ...
+
     def evaluation(self, evaluation: Evaluation) -> None:
         accuracy = evaluation.metrics["arithmetic/pass@1"]
         before = [entry["accuracy"] for entry in self.evaluations[-1:]]
