@@ -76,9 +76,10 @@ def _explaining(root: Path, step: int) -> Iterator[None]:
 
 @contextmanager
 def _or_removed(folder: Path) -> Iterator[None]:
+    """Where the disk says no. After other failures a rank may still be writing, or wait for ever, as removing would."""
     try:
         yield
-    except BaseException:
+    except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 

@@ -110,6 +110,21 @@ def test_a_save_that_fails_leaves_the_previous_one_and_no_half(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000001"]
 
 
+def test_a_save_that_another_part_of_it_hangs_in_is_told_without_asking_that_disk_for_more(tmp_path):
+    class Hangs(FileActor):
+        def save(self, folder: Path) -> Future[None]:
+            super().save(folder)
+            late: Future[None] = Future()
+            late.set_exception(RuntimeError("rank 1 of 2 has not written its part"))
+            return late
+
+    with pytest.raises(RuntimeError, match="rank 1 of 2 has not written"):
+        save(tmp_path, 2, Hangs(), MEMORY, {})
+    assert [path.name for path in tmp_path.iterdir()] == [".partial_step_000002"]
+    assert latest(tmp_path) is None
+    assert [path.name for path in saved(tmp_path, 3).parent.iterdir() if path.is_dir()] == ["step_000003"]
+
+
 def test_a_pointer_to_nothing_is_refused(tmp_path):
     saved(tmp_path, 1)
     (tmp_path / "latest").write_text("step_000007")
