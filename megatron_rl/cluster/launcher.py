@@ -33,6 +33,7 @@ def start_ranks(
             pid=beat.pid,
             machine=placement.nodes[seat.node].name,
             node_id=machines.ids[seat.node],
+            door=machines.doors[seat.node],
             log=post.log,
         )
         for post, actor, beat, seat in zip(posts, actors, beats, placement.ranks, strict=True)

@@ -29,10 +29,11 @@ LET_GO_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:
-    """The machines of a run, the driver's first; `ids` are Ray's names for them."""
+    """The machines of a run, the driver's first; `ids` are Ray's names for them, `doors` where Ray listens there."""
 
     nodes: tuple[Node, ...]
     ids: tuple[str, ...]
+    doors: tuple[tuple[str, int], ...]
     warden: Warden | None = None
     """Of a Ray that this process started."""
 
@@ -106,7 +107,8 @@ def _found(warden: Warden | None) -> Machines:
         )
         for entry in alive
     )
-    return Machines(nodes=nodes, ids=tuple(entry["NodeID"] for entry in alive), warden=warden)
+    doors = tuple((entry["NodeManagerAddress"], int(entry["NodeManagerPort"])) for entry in alive)
+    return Machines(nodes=nodes, ids=tuple(entry["NodeID"] for entry in alive), doors=doors, warden=warden)
 
 
 def _check_there(machines: Machines, expected: int, timeout_s: float) -> None:

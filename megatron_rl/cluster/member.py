@@ -17,17 +17,23 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from megatron_rl.beside import all_beside
+
 STACKS = signal.SIGUSR1
 """Writes the stacks of all threads into a rank's log, whatever the process is doing."""
 SETTLE_S = 0.5
 """How long a process may take to write its stacks."""
 REACH_S = 10.0
 """How long another machine may take to pass a signal on."""
+KNOCK_S = 3.0
+"""How long it may take to open its door; one that the network has lost does not, and nothing is asked of it."""
+KNOCKS = 64
+"""Machines that are knocked at side by side."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """Member(rank=1, actor=..., pid=4711, machine="gpu-17", node_id="8174…", log=Path("logs/rank_0001.log"))."""
+    """One rank: Member(rank=1, pid=4711, machine="gpu-17", log=Path("logs/rank_0001.log"), …)."""
 
     rank: int
     actor: ActorHandle
@@ -35,6 +41,8 @@ class Member:
     machine: str
     node_id: str
     """Ray's name for the machine."""
+    door: tuple[str, int]
+    """Where Ray listens on it."""
     log: Path
 
     def __str__(self) -> str:
@@ -58,12 +66,14 @@ def dump_stacks(members: Sequence[Member]) -> str:
     """
     here = socket.gethostname()
     request_stacks([member.pid for member in members if member.machine == here])
-    others = {member.node_id: member.machine for member in members if member.machine != here}
+    others = list({member.node_id: member for member in members if member.machine != here}.values())
+    opened = all_beside(_opens, [other.door for other in others], threads=KNOCKS)
     asked = {
-        _request_from(node_id, [one.pid for one in members if one.node_id == node_id]): machine
-        for node_id, machine in others.items()
+        _request_from(other.node_id, [one.pid for one in members if one.node_id == other.node_id]): other.machine
+        for other, is_open in zip(others, opened, strict=True)
+        if is_open
     }
-    lost = sorted(asked[ref] for ref in set(asked) - _done(asked))
+    lost = sorted({other.machine for other in others} - {asked[ref] for ref in _done(asked)})
     time.sleep(SETTLE_S)
     return f"{', '.join(lost)} could not be reached, all other stacks were saved" if lost else "all stacks were saved"
 
@@ -76,6 +86,15 @@ def request_stacks(pids: Sequence[int]) -> None:
                 os.kill(pid, number)
             except ProcessLookupError:
                 break
+
+
+def _opens(door: tuple[str, int]) -> bool:
+    """Whether somebody listens there; Ray alone would be asked in vain for as long as a busy machine may take."""
+    try:
+        socket.create_connection(door, KNOCK_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _done(tasks: Collection[ray.ObjectRef]) -> set[ray.ObjectRef]:

@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ stand_here()
 
 
 def member(process: subprocess.Popen, log: Path) -> Member:
-    return Member(rank=2, actor=None, pid=process.pid, machine=os.uname().nodename, node_id="", log=log)
+    return Member(rank=2, actor=None, pid=process.pid, machine=os.uname().nodename, node_id="", door=("", 0), log=log)
 
 
 @contextmanager
@@ -52,9 +53,18 @@ def test_a_process_says_where_it_stands_even_when_it_was_stopped(tmp_path):
 
 def test_processes_of_other_machines_are_asked_there_and_a_machine_that_is_lost_is_named(machines, tmp_path):
     with standing(tmp_path / "rank_0002.log") as one:
-        reached = replace(one, machine="far", node_id=machines.ids[1])
-        lost = replace(one, machine="farther", node_id="a" * len(machines.ids[1]))
+        reached = replace(one, machine="far", node_id=machines.ids[1], door=machines.doors[1])
+        lost = replace(one, machine="farther", node_id="a" * len(machines.ids[1]), door=machines.doors[1])
         assert dump_stacks([reached, lost]) == "farther could not be reached, all other stacks were saved"
+        assert stands_told(one)
+
+
+def test_a_machine_that_opens_no_door_is_asked_nothing(machines, tmp_path):
+    with standing(tmp_path / "rank_0002.log") as one, socket.create_server(("127.0.0.1", 0)) as closed:
+        door = closed.getsockname()[:2]
+        closed.close()
+        shut = replace(one, machine="far", node_id=machines.ids[1], door=door)
+        assert dump_stacks([one, shut]) == "far could not be reached, all other stacks were saved"
         assert stands_told(one)
 
 
