@@ -57,6 +57,10 @@ class ActorRank:
     def save(self, folder: Path) -> Future[None]:
         return self.actor.save(folder)
 
+    @property
+    def writing(self) -> str:
+        return self.actor.writing
+
     def load(self, folder: Path) -> None:
         self.actor.load(folder)
 

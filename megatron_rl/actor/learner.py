@@ -90,10 +90,10 @@ class Learner:
         dist.all_reduce(predicted_R)
         return Ragged(predicted_R.cpu(), offsets)
 
-    def set_aside(self, folder: Path, ranks: dist.ProcessGroup) -> saving.Write:
+    def set_aside(self, folder: Path, writers: saving.Writers) -> saving.Write:
         """Copies parameters, moments and progress, for whoever writes them, readable at any other cut."""
         progress = asdict(self.optimizer.progress)
-        return saving.set_aside(folder, self.model.chunks, self.optimizer.megatron, progress, ranks)
+        return saving.set_aside(folder, self.model.chunks, self.optimizer.megatron, progress, writers)
 
     def load(self, folder: Path) -> None:
         """Continues from a saved state."""

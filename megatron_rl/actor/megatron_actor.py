@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,7 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_rl.actor import adapters, groups, vocab_parallel, weights
+from megatron_rl.actor import adapters, groups, saving, vocab_parallel, weights
 from megatron_rl.actor.build import Model, build
 from megatron_rl.actor.learner import Learner
 from megatron_rl.actor.megatron_critic import MegatronCritic
@@ -26,9 +24,6 @@ from megatron_rl.beside import beside
 from megatron_rl.ops.logprobs import Sampling
 from megatron_rl.ports import Objective, Policy, Update
 from megatron_rl.spec.schema import SpecError
-
-LONGEST_WRITE = timedelta(days=1)
-"""Longer than any driver waits for a save, so that it finds the ranks waiting for the slowest one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +62,7 @@ class MegatronActor(Learner):
             parallel_state.get_tensor_model_parallel_group(),
         )
         super().__init__(settings, model, self._read)
+        self.writers = saving.Writers()
         self.critic = MegatronCritic(settings, origin.critic, origin.folder) if origin.critic else None
 
     def update(self, batch: Batch, objective: Objective) -> Update:
@@ -88,11 +84,11 @@ class MegatronActor(Learner):
 
         What LoRA learnt is there a second time, as an adapter that PEFT opens.
         """
-        writes = [self.set_aside(folder, self._writing)]
+        writes = [self.set_aside(folder, self.writers)]
         if self.settings.lora is not None:
             adapters.export(self.model, folder / "adapter", self.settings.lora, base=self.origin.folder)
         if self.critic is not None:
-            writes.append(self.critic.set_aside(folder / "critic", self._writing))
+            writes.append(self.critic.set_aside(folder / "critic", self.writers))
 
         def write() -> None:
             for each in writes:
@@ -111,10 +107,10 @@ class MegatronActor(Learner):
         if dist.is_initialized():
             groups.leave()
 
-    @cached_property
-    def _writing(self) -> dist.ProcessGroup:
-        """The ranks, for what they tell one another of a save while they are busy with something else."""
-        return dist.new_group(backend="gloo", timeout=LONGEST_WRITE)
+    @property
+    def writing(self) -> str:
+        """What this rank is writing its part of; nothing while it waits for another rank's part."""
+        return self.writers.at
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:

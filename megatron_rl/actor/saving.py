@@ -9,7 +9,9 @@ import json
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -44,6 +46,9 @@ PROGRESS = "progress.json"
 ARCHIVES = ("iostream error", "PytorchStreamWriter", "inline_container.cc")
 """Words by which torch's archives speak of disks."""
 
+LONGEST_WRITE = timedelta(days=1)
+"""Longer than any driver waits for a save, so that it finds the ranks waiting for the slowest one."""
+
 Write: TypeAlias = Callable[[], None]
 """Writes what was set aside; returns when the folder is complete on every rank; OSError where a disk is full."""
 
@@ -51,17 +56,39 @@ _Data: TypeAlias = tuple[list[Any], list[tuple[Any, torch.Tensor]]]
 """What goes into one file: plain values and tensors, each with its place in the table of contents."""
 
 
+@dataclass(kw_only=True, eq=False)
+class Writers:
+    """The ranks that write a checkpoint together, as one of them sees them."""
+
+    at: str = ""
+    """What this rank is writing its part of, for whoever asks beside; nothing while it waits for another's."""
+
+    @cached_property
+    def ranks(self) -> dist.ProcessGroup:
+        """For what they tell one another of a save while they are busy with something else."""
+        return dist.new_group(backend="gloo", timeout=LONGEST_WRITE)
+
+    @contextmanager
+    def part_of(self, folder: Path) -> Iterator[None]:
+        self.at = str(folder)
+        try:
+            yield
+        finally:
+            self.at = ""
+
+
 def set_aside(
     folder: Path,
     chunks: Sequence[MegatronModule],
     optimizer: MegatronOptimizer,
     progress: Mapping[str, object],
-    ranks: dist.ProcessGroup,
+    writers: Writers,
 ) -> Write:
     """Copies what is to be saved to host memory, so that the actor may learn on while it is written.
 
-    Every rank calls this, and then what comes back, which is the same group of ranks' business alone.
+    Every rank calls this, and then what comes back, which is the writers' business alone.
     """
+    _ = writers.ranks  # opened here, where all ranks are at once, and not beside
     if dist.get_rank() == 0:
         folder.mkdir(parents=True)
     _begin(optimizer)
@@ -72,7 +99,7 @@ def set_aside(
     with _disk_errors():
         plan = _planned(folder, chunks, optimizer)
     buckets = [_copied(*bucket) for bucket in plan.writer.write_buckets or ()]
-    return partial(_write, folder, plan, buckets, dict(progress), ranks)
+    return partial(_write, folder, plan, buckets, dict(progress), writers)
 
 
 def load(folder: Path, chunks: Sequence[MegatronModule], optimizer: MegatronOptimizer) -> dict[str, object]:
@@ -153,16 +180,19 @@ def _copied(path: str, key: str, data: _Data) -> tuple[str, str, _Data]:
 
 
 def _write(
-    folder: Path, plan: _Plan, buckets: Sequence[object], progress: Mapping[str, object], ranks: dist.ProcessGroup
+    folder: Path, plan: _Plan, buckets: Sequence[object], progress: Mapping[str, object], writers: Writers
 ) -> None:
     """Writes this rank's files, and on the first rank what says where everything is."""
     is_first, told = dist.get_rank() == 0, [""]
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.gather_object(_written(plan, buckets), parts if is_first else None, group=ranks)
+    with writers.part_of(folder):
+        own = _written(plan, buckets)
+    dist.gather_object(own, parts if is_first else None, group=writers.ranks)
     if is_first:
         problems = [f"rank {rank} could not write its part: {part}" for rank, part in enumerate(parts) if _failed(part)]
-        told = problems[:1] or [_completed(folder, plan, parts, progress)]
-    dist.broadcast_object_list(told, group=ranks)
+        with writers.part_of(folder):
+            told = problems[:1] or [_completed(folder, plan, parts, progress)]
+    dist.broadcast_object_list(told, group=writers.ranks)
     if told[0]:
         raise OSError(told[0])
 

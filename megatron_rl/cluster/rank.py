@@ -61,6 +61,10 @@ class Resident(Protocol):
     def save(self, folder: Path) -> Future[None]:
         """Takes this rank's part aside, and writes it beside what comes next."""
 
+    @property
+    def writing(self) -> str:
+        """What this rank is writing its part of; nothing while it waits for another rank's part."""
+
     def load(self, folder: Path) -> None: ...
 
     def publish(self, version: int, route: WeightRoute) -> SyncReport:
@@ -100,10 +104,11 @@ class Answer(Generic[T]):
 
 
 class Beat(NamedTuple):
-    """A sign of life: the process, and the call it is busy with."""
+    """A sign of life: the process, the call it is busy with, and what it writes its part of beside, if anything."""
 
     pid: int
     doing: str
+    writing: str
 
 
 class Scores(NamedTuple):
@@ -185,7 +190,7 @@ class RankHost:
     @ray.method(concurrency_group="watch")
     def beat(self) -> Beat:
         """Shows that the process lives."""
-        return Beat(os.getpid(), self.doing)
+        return Beat(os.getpid(), self.doing, self.resident.writing if self.resident else "")
 
     def _join(self, build: Build, address: Address) -> None:
         if not self.post.gpus:

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from types import FrameType
 from typing import Any, TypeVar
@@ -13,12 +13,14 @@ from ray.exceptions import RayActorError, RayError
 
 from megatron_rl.cluster.heartbeat import Heartbeat
 from megatron_rl.cluster.member import Member, dump_stacks
-from megatron_rl.cluster.rank import Answer
+from megatron_rl.cluster.rank import Answer, Beat
 from megatron_rl.reshard.digest import TransferError
 
 T = TypeVar("T")
 GRACE_S = 5.0
 """How long the other ranks may take to tell of a failure that one of them told of."""
+ANSWER_S = 5.0
+"""How long ranks that took too long may take to tell what they are at."""
 TICK_S = 0.25
 ALARM = signal.SIGRTMIN
 """Interrupts a driver that is busy elsewhere when a rank is lost."""
@@ -136,8 +138,8 @@ class Watch:
             raise self.give_up(self._found)
 
 
-def await_beside(what: str, members: Sequence[Member], refs: Sequence[ray.ObjectRef], timeout_s: float) -> None:
-    """Waits, in a thread of its own, for what all ranks do beside the driver's calls; ends none of them.
+def await_written(members: Sequence[Member], refs: Sequence[ray.ObjectRef], timeout_s: float) -> None:
+    """Waits, in a thread of its own, for the save that all ranks write beside the driver's calls; ends none of them.
 
     The error of the rank that failed first, where it says all; RankFailure where one died, failed or took too long.
     """
@@ -148,18 +150,48 @@ def await_beside(what: str, members: Sequence[Member], refs: Sequence[ray.Object
             try:
                 answer: Answer = ray.get(ref)
             except RayError:
-                died = f"{member} died in '{what}'; {dump_stacks(members)}"
+                died = f"{member} died in 'save'; {dump_stacks(members)}"
                 raise RankFailure(f"{died}; the last of its log:\n{member.last_words()}\n{member} died") from None
             if answer.failure:
                 failed[member] = answer
                 ends = min(ends, time.monotonic() + GRACE_S)
     if failed:
         first = min(failed, key=lambda member: failed[member].at)
-        told = f"{first} failed first, in '{what}':\n{failed[first].failure.rstrip()}"
+        told = f"{first} failed first, in 'save':\n{failed[first].failure.rstrip()}"
         raise failed[first].error or RankFailure(told)
     if waiting:
-        late = "; ".join(map(str, waiting.values()))
-        raise RankFailure(f"'{what}' was given {timeout_s:g} s and took longer on {late}; {dump_stacks(members)}")
+        late = _late(list(waiting.values()), len(members), timeout_s)
+        raise RankFailure(f"{late}; {dump_stacks(members)} in {members[0].log.parent}")
+
+
+def _late(late: Sequence[Member], world: int, timeout_s: float) -> str:
+    """Who did not end a save in time, told apart by what each is at now; whoever does not answer is at nothing."""
+    asked = {member.actor.beat.remote(): member for member in late}
+    beats = {asked[ref]: _beat(ref) for ref in ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)[0]}
+    return told_apart(late, {member: beat.writing for member, beat in beats.items() if beat}, world, timeout_s)
+
+
+def told_apart(late: Sequence[Member], at: Mapping[Member, str], world: int, timeout_s: float) -> str:
+    """Whose own part is not written, and who only waits for these: no rank ends a save before all have written."""
+    own = [member for member in late if at.get(member)]
+    wait = [str(member.rank) for member in late if at.get(member) == ""]
+    if not own:
+        return f"'save' was given {timeout_s:g} s and took longer on {'; '.join(map(str, late))}"
+    names = " and ".join(f"rank {each.rank} of {world} (process {each.pid} on {each.machine})" for each in own)
+    have, them = ("has not written its part", "it") if len(own) == 1 else ("have not written their parts", "them")
+    told = f"{names} {have} of {at[own[0]]} within {timeout_s:g} s"
+    if not wait:
+        return told
+    waiting = f"ranks {', '.join(wait)} wait" if len(wait) > 1 else f"rank {wait[0]} waits"
+    return f"{told}; {waiting} for {them}"
+
+
+def _beat(ref: ray.ObjectRef) -> Beat | None:
+    try:
+        beat: Beat = ray.get(ref)
+    except RayError:
+        return None  # whoever died meanwhile is told of by the heartbeat
+    return beat
 
 
 def _failure_of(beside: Future[T] | None) -> BaseException | None:

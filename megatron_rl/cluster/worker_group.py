@@ -15,7 +15,7 @@ from megatron_rl.beside import beside
 from megatron_rl.cluster.member import Member
 from megatron_rl.cluster.rank import Address, Scores, WeightRoute
 from megatron_rl.cluster.settings import ClusterSettings
-from megatron_rl.cluster.watch import RankFailure, Watch, await_beside
+from megatron_rl.cluster.watch import RankFailure, Watch, await_written
 from megatron_rl.ports import Objective, Policy, Update
 from megatron_rl.reshard.transport import SyncReport
 
@@ -91,7 +91,7 @@ class WorkerGroup:
         refs = [member.actor.save.remote(folder.resolve()) for member in self.members]
         self.watch.gather("save", refs, self.settings.step_s)
         written = [member.actor.saved.remote() for member in self.members]
-        return beside(partial(await_beside, "save", self.members, written, self.settings.step_s), "save")
+        return beside(partial(await_written, self.members, written, self.settings.step_s), "save")
 
     def load(self, folder: Path) -> None:
         """Continues from a saved state."""

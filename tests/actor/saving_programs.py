@@ -1,7 +1,9 @@
 """What ranks do in the tests of saving: build, learn from made-up gradients, save and load."""
 
 import gc
+import os
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -31,7 +33,7 @@ def learner(folder: Path, parallel: dict, distributed: bool = True):
 
 def save(to: Path, modules: list, optimizer, progress: dict) -> None:
     """Every rank waits until the folder is complete."""
-    saving.set_aside(to, modules, optimizer, progress, dist.new_group(backend="gloo"))()
+    saving.set_aside(to, modules, optimizer, progress, saving.Writers())()
 
 
 def learn(chunks, optimizer, steps: int) -> None:
@@ -53,8 +55,8 @@ def save_while_learning(folder: Path, to: Path, parallel: dict) -> bool:
     """Sets aside what three steps learnt, and writes it while all ranks learn on; whether that was before its end."""
     _, chunks, optimizer = learner(folder, parallel)
     learn(chunks, optimizer, 3)
-    modules, alone = [chunk.module for chunk in chunks], dist.new_group(backend="gloo")
-    write = saving.set_aside(to, modules, optimizer.megatron, {"steps": 3}, alone)
+    modules = [chunk.module for chunk in chunks]
+    write = saving.set_aside(to, modules, optimizer.megatron, {"steps": 3}, saving.Writers())
     has_learnt = threading.Event()
     learn(chunks, optimizer, 1)
     written = beside(lambda: (has_learnt.wait(60), write()), "save")
@@ -64,6 +66,26 @@ def save_while_learning(folder: Path, to: Path, parallel: dict) -> bool:
     learn(chunks, optimizer, 20)
     written.result(60)
     return is_beside
+
+
+def hang_in_the_second_rank(folder: Path, to: Path, parallel: dict) -> tuple[str, bool, str]:
+    """While the second one's disk takes nothing: what this rank says it writes, whether it is done; then the end."""
+    _, chunks, optimizer = learner(folder, parallel)
+    writers, rank, ends = saving.Writers(), dist.get_rank(), time.monotonic() + 60
+    write = saving.set_aside(to, [chunk.module for chunk in chunks], optimizer.megatron, {}, writers)
+    own = to / f"__{rank}_0.distcp"
+    if rank == 1:
+        os.mkfifo(own)  # a program that opens it to write waits until another reads
+    written = beside(write, "save")
+    while bool(writers.at) != (rank == 1) or not own.exists():
+        assert time.monotonic() < ends, f"rank {rank} is at {writers.at!r}"
+        time.sleep(0.01)
+    dist.barrier()
+    seen = writers.at, written.done()
+    dist.barrier()
+    if rank == 1:
+        own.read_bytes()
+    return *seen, str(written.exception(60))
 
 
 def collects_garbage_while_it_writes(folder: Path, to: Path, parallel: dict) -> list[bool]:

@@ -15,6 +15,7 @@ from tests import ranks
 from tests.actor.saving_programs import (
     collects_garbage_while_it_writes,
     compare,
+    hang_in_the_second_rank,
     left_running,
     pass_on,
     save_checkpoint,
@@ -123,6 +124,14 @@ def test_a_save_leaves_the_garbage_collector_of_the_process_alone(tmp_path):
     (seen,) = run(collects_garbage_while_it_writes, {}, folder=folder, to=tmp_path / "saved")
     assert seen
     assert all(seen)
+
+
+def test_a_rank_whose_disk_takes_nothing_tells_that_it_writes_and_the_others_that_they_do_not(tmp_path):
+    folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=1)
+    told = run(hang_in_the_second_rank, {"tp": 2}, folder=folder, to=tmp_path / "saved")
+    assert [at for at, *_ in told] == ["", str(tmp_path / "saved")]
+    assert not any(is_done for _, is_done, _ in told)
+    assert all(end.startswith("rank 1 could not write its part: ") for *_, end in told)
 
 
 class Untouchable:

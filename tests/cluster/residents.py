@@ -33,7 +33,7 @@ class Order:
 
 class Echo:
     def __init__(self, post: Post, store: object) -> None:
-        self.post, self.store = post, store
+        self.post, self.store, self.writing = post, store, ""
 
     def update(self, batch: Batch, objective: Order) -> Update:
         if self.post.rank != objective.rank:
@@ -69,13 +69,14 @@ class Echo:
     def save(self, folder: Path) -> Future[None]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.post.rank}").write_text(str(folder.is_absolute()))
-        return beside(partial(self._write, folder.name), "save")
+        return beside(partial(self._write, folder), "save")
 
-    def _write(self, how: str) -> None:
+    def _write(self, folder: Path) -> None:
         """What happens beside, told by the folder's name."""
-        if self.post.rank == 1 and how in SAVES:
-            SAVES[how](self)
-        elif how == "raise":
+        if self.post.rank == 1 and folder.name in SAVES:
+            self.writing = str(folder)
+            SAVES[folder.name](self)
+        elif folder.name in ("raise", "sleep"):
             time.sleep(120)
 
     def load(self, folder: Path) -> None:

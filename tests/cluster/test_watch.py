@@ -1,11 +1,13 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
+from megatron_rl.cluster.member import Member
 from megatron_rl.cluster.settings import ClusterSettings
-from megatron_rl.cluster.watch import RankFailure
+from megatron_rl.cluster.watch import RankFailure, told_apart
 from tests.cluster.residents import Order
 from tests.cluster.test_worker_group import batch
 
@@ -76,10 +78,29 @@ def test_ranks_learn_on_while_they_write_and_the_driver_hears_of_it_when_it_asks
     saving = group.save(tmp_path / "sleep")
     assert group.update(batch(), Order("nothing")).steps == 1
     assert not saving.done()
-    with pytest.raises(RankFailure, match=r"'save' was given 3 s and took longer on rank 1 "):
+    told = (
+        r"^rank 1 of 2 \(process \d+ on \S+\) has not written its part of \S+/sleep within 3 s; rank 0 waits for it; "
+    )
+    with pytest.raises(RankFailure, match=told + rf"all stacks were saved in {tmp_path}/logs$"):
         saving.result(60)
     assert "in stand_here" in group.members[1].log.read_text()
     assert group.update(batch(), Order("nothing")).steps == 1
+
+
+def test_ranks_that_have_not_written_are_told_apart_from_those_that_wait_for_them():
+    members = [
+        Member(rank=rank, actor=None, pid=40 + rank, machine="gpu-17", node_id="", door=("", 0), log=Path())
+        for rank in range(4)
+    ]
+    third, last = "rank 2 of 4 (process 42 on gpu-17)", "rank 3 of 4 (process 43 on gpu-17)"
+    at = dict.fromkeys(members, "")
+    assert told_apart(members, at, 4, 300).startswith("'save' was given 300 s and took longer on rank 0 (process 40 ")
+    told = told_apart(members, at | {members[3]: "/runs/a"}, 4, 300)
+    assert told == f"{last} has not written its part of /runs/a within 300 s; ranks 0, 1, 2 wait for it"
+    of_some = {members[0]: "", members[2]: "/runs/a", members[3]: "/runs/a"}  # rank 1 says nothing
+    told = told_apart(members, of_some, 4, 300)
+    assert told == f"{third} and {last} have not written their parts of /runs/a within 300 s; rank 0 waits for them"
+    assert told_apart(members[3:], of_some, 4, 300) == f"{last} has not written its part of /runs/a within 300 s"
 
 
 def test_a_disk_that_is_full_is_told_as_the_rank_met_it(start, tmp_path):
