@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from megatron_rl.ahead import AHEAD, AbandonedError, Ahead
-from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.columns import SEED, TOKEN_VERSIONS, VERSION
-from megatron_rl.in_flight import InFlight
 from megatron_rl.loop import resume, train
 from megatron_rl.pipeline import chain
 from megatron_rl.samplers.uniform import Uniform
@@ -276,49 +274,3 @@ def test_a_run_that_ends_early_by_request_saves_what_was_collected(tmp_path):
     assert resume(again)
     assert again.step == 1
     assert len(again.memories[AHEAD]["batches"]) == 1
-
-
-class Mortal(TabularEngine):
-    """Loses its weights in the middle of its third wave, whose other half waits for what is published next."""
-
-    waves, is_left_behind, awaits_weights = 0, False, False
-
-    def leave_behind(self, is_left_behind=True):
-        self.is_left_behind = is_left_behind
-
-    def generate(self, batch, sampling=None):
-        self.waves += 1
-        if self.waves != 3:
-            return super().generate(batch, sampling)
-        assert self.is_left_behind
-        half = super().generate(batch.take(torch.arange(6)), sampling)
-        self.awaits_weights, ends = True, time.monotonic() + PATIENCE_S
-        while self.awaits_weights:
-            assert time.monotonic() < ends, "no weights came"
-            time.sleep(0.001)
-        return Batch.concat([half, super().generate(batch.take(torch.arange(6, len(batch))), sampling)])
-
-
-@pytest.mark.parametrize("feed", [Ahead, InFlight])
-def test_an_engine_that_lost_its_weights_goes_on_with_those_that_the_actor_has_by_then(tmp_path, capfd, feed):
-    run, engine, published = unfiltered(tmp_path, 5, by=1), Mortal(PROMPTS), []
-
-    class Sync(TabularSync):
-        def publish(self, version):
-            published.append(version)
-            told = super().publish(version)
-            engine.awaits_weights = False
-            return told
-
-    run.machines, run.weights, run.feed = {**run.machines, "engine": engine}, Sync(run.actor, engine), feed(1, engine)
-    evaluate, seen = run.evaluator.evaluate, []
-    run.evaluator.evaluate = lambda step: seen.append(engine.is_left_behind) or evaluate(step)
-    train(run)
-    batches = [batch.ragged(TOKEN_VERSIONS).values.tolist() for batch in run.telemetry.batches]
-    assert batches[2] in ([1] * 6 + [2] * 6, [1] * 12, [2] * 12)
-    assert run.step == 5
-    assert sorted(set(published)) == [0, 1, 2, 3, 4, 5]
-    assert seen == [False] * 2
-    if feed is Ahead:
-        assert published == [0, 1, 2, 2, 3, 4, 5]
-        assert "what it wrote goes on with version 2" in capfd.readouterr().err

@@ -27,6 +27,14 @@ from megatron_rl.data.records import Issue, read_records
 from megatron_rl.data.tokenizer import Chat, Template, Tokenizer
 
 TOKENIZED_AT_ONCE = 4096
+RESERVED = {
+    "messages",
+    "conversations",
+    "add_generation_prompt",
+    "continue_final_message",
+    "return_assistant_tokens_mask",
+}
+"""Variables of a chat template that are not its user's to set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +60,10 @@ class DataSettings:
     """Rewards of the reference policy's rollouts, as `megatron-rl values` writes them; A*-PO needs them."""
     solvable: bool = True
     """With `values`: prompts that the reference policy never got a positive reward on are left out."""
+
+    def __post_init__(self) -> None:
+        if given := sorted(RESERVED & self.template.keys()):
+            raise ValueError(f"template has {', '.join(given)}, which each prompt gives; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

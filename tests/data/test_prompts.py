@@ -120,3 +120,9 @@ def test_values_come_with_what_they_cost_and_what_they_leave_out(tmp_path, token
         found.with_values({first: [1.0]}, solvable=True)
     with pytest.raises(ValueError, match="solved no prompt"):
         found.with_values({name: [0.0] for name in found.ids}, solvable=True)
+
+
+@pytest.mark.parametrize("name", ["messages", "add_generation_prompt"])
+def test_what_each_prompt_gives_its_template_is_not_set_by_a_run(name):
+    with pytest.raises(ValueError, match=rf"template has {name}, which each prompt gives; leave it out"):
+        DataSettings(train=(), template={name: True, "enable_thinking": False})
