@@ -1,37 +1,63 @@
-"""The logs of a run's processes: each appends to its own, attempt after attempt, so each start makes room first."""
+"""The logs of a run's processes: each appends to its own, attempt after attempt, and keeps it short.
+
+A process looks at its log when it begins, and again whenever it has done what it was asked for. Where the log has grown
+too long its middle is left out in place: the beginning, a line that says so, and the newest part stay. Whoever holds it
+open goes on appending at its new end, and no disk is too full for that.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from pathlib import Path
 from typing import Final
 
 MOST_BYTES: Final = 32 << 20
-"""How long a log may be when a process begins to append to it."""
+"""How long a log may be when a process looks at it."""
 HEAD_BYTES: Final = 1 << 20
 """How much of its beginning is kept then."""
 TAIL_BYTES: Final = 15 << 20
 """How much of its end, where a failure stands."""
+GAP: Final = b"\n--- left out here"
+"""How the line between them begins."""
 
 
 def with_room(path: Path) -> Path:
-    """The log to append to, in a folder that is there; where it had grown too long its middle is left out.
-
-    A process that still writes into the long one goes on doing so, and what it writes is lost with it.
-    """
+    """The log to append to, short enough, in a folder that is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        return path
-    if size <= MOST_BYTES:
-        return path
-    with path.open("rb") as stream:
-        head = stream.read(HEAD_BYTES).rpartition(b"\n")[0]
-        stream.seek(size - TAIL_BYTES)
-        tail = stream.read(TAIL_BYTES).partition(b"\n")[2]
-    gap = f"\n--- {size - len(head) - len(tail)} bytes left out: the log had grown beyond {MOST_BYTES >> 20} MiB\n"
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_bytes(head + gap.encode() + tail)
-    os.replace(aside, path)
+    shorten(path)
     return path
+
+
+def shorten(path: Path) -> None:
+    """Leaves out the middle of a log that has grown too long. Call it on the machine of those who append to it.
+
+    What they write in the instant of the cut is lost. A disk that fails leaves beginning and end where they were, and
+    the log grows on until a later look.
+    """
+    with contextlib.suppress(OSError):  # a log is no reason to end a run
+        if path.stat().st_size > MOST_BYTES:
+            with path.open("r+b", buffering=0) as log:
+                _leave_out_middle(log.fileno())
+
+
+def _leave_out_middle(log: int) -> None:
+    head, source = os.pread(log, HEAD_BYTES, 0), os.fstat(log).st_size - TAIL_BYTES
+    ends = (head.find(GAP), head.rfind(b"\n"), len(head))  # an earlier gap is where this one is
+    target = next(end for end in ends if end >= 0)
+    # Nothing that is kept is written over before its copy stands.
+    target = _written(log, GAP + time.strftime(" on %F at %T: the log had grown too long\n").encode(), target)
+    source += os.pread(log, TAIL_BYTES, source).find(b"\n") + 1
+    while news := os.pread(log, MOST_BYTES, source):  # what is written meanwhile too: copying is faster than saying
+        source, target = source + len(news), _written(log, news, target)
+    os.ftruncate(log, target)
+
+
+def _written(log: int, data: bytes, place: int) -> int:
+    """Writes all of it at this place, and returns the place behind it."""
+    left = memoryview(data)
+    while left:
+        done = os.pwrite(log, left, place)
+        left, place = left[done:], place + done
+    return place

@@ -24,7 +24,7 @@ from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.beside import finished
 from megatron_rl.cluster.member import STACKS
-from megatron_rl.logs import with_room
+from megatron_rl.logs import shorten, with_room
 from megatron_rl.ports import NotFinite, Objective, Policy, Update
 from megatron_rl.reshard.digest import TransferError
 from megatron_rl.reshard.layout import LayoutError
@@ -216,6 +216,7 @@ class RankHost:
         try:
             yield
         finally:
+            shorten(self.post.log)
             self.doing = "nothing"
 
 

@@ -136,7 +136,7 @@ def shared_memory(group: int) -> set[Path]:
 def _launch(post: Post, path: str, theirs: socket.socket) -> subprocess.Popen[bytes]:
     with with_room(post.log).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", post.module, str(theirs.fileno())],
+            [sys.executable, "-m", post.module, str(theirs.fileno()), str(post.log)],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=log,

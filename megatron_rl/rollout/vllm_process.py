@@ -1,7 +1,8 @@
-"""The process of one vLLM group: `python -m megatron_rl.rollout.vllm_process FD`.
+"""The process of one vLLM group: `python -m megatron_rl.rollout.vllm_process FD LOG`.
 
-A line of JSON each way over the socket FD. The first line is the group's order; then commands, answered in order. What
-is being written is told every so often without being asked, so that the driver has it should this process die.
+A line of JSON each way over the socket FD; what is printed stands in LOG. The first line is the group's order; then
+commands, answered in order. What is being written is told every so often without being asked, so that the driver has it
+should this process die.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import time
 import traceback
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
+from megatron_rl.logs import shorten
 from megatron_rl.rollout.vllm_core import Core, Wrote
 from megatron_rl.rollout.vllm_group import ALIVE, CoreOrder
 from megatron_rl.rollout.vllm_host import shared_memory
@@ -80,8 +83,8 @@ class Line:
 class Post:
     """What the process does: commands first, and a step of writing between them."""
 
-    def __init__(self, core: Core, line: Line) -> None:
-        self.core, self.line = core, line
+    def __init__(self, core: Core, line: Line, log: Path) -> None:
+        self.core, self.line, self.log = core, line, log
         self.untold: list[Wrote] = []
         self.told = time.monotonic()
 
@@ -94,6 +97,7 @@ class Post:
                     return
                 self.line.is_awaited = True
                 self._obey(command)
+                shorten(self.log)
             if self.core.is_busy:
                 self._tell(self.core.step())
             self.line.is_awaited = self.core.is_busy
@@ -150,7 +154,7 @@ def _is_stopped(process: psutil.Process) -> bool:
         return False
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, log: Path) -> None:
     with socket.socket(fileno=descriptor) as wire:
         line = Line(wire)
         order = line.read()
@@ -159,10 +163,10 @@ def main(descriptor: int) -> None:
         core = Core(CoreOrder(**order))
         line.say("ready")
         threading.Thread(target=line.beat, args=(order["heartbeat_s"] / BEATS,), name="beat", daemon=True).start()
-        Post(core, line).serve()
+        Post(core, line, log).serve()
         core.close()
     _end_all()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), Path(sys.argv[2]))

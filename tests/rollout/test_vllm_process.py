@@ -1,13 +1,16 @@
 import os
 import signal
+import socket
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from megatron_rl import logs
 from megatron_rl.batch.columns import ERROR, FINISH, SAMPLER_LOGPROBS, TOKEN_VERSIONS, TOKENS
 from megatron_rl.beside import beside
 from megatron_rl.ops.logprobs import Sampling
@@ -207,3 +210,19 @@ def test_a_group_whose_driver_is_gone_ends_and_leaves_nothing_in_memory(vllm_fol
         time.sleep(0.1)
     assert group.process.poll() is not None
     assert not list(memory_folder().glob(f"{key}*"))
+
+
+def test_a_group_keeps_its_log_short_as_long_as_it_lives(tmp_path, monkeypatch):
+    from megatron_rl.rollout.vllm_process import Line, Post
+
+    monkeypatch.setattr(logs, "MOST_BYTES", 1000)
+    monkeypatch.setattr(logs, "TAIL_BYTES", 100)
+    log, idle = tmp_path / "vllm_0.log", SimpleNamespace(is_busy=False, sleep=lambda: None)
+    log.write_bytes(b"something of no interest\n" * 100_000 + b"it ends so\n")
+    driver, group = socket.socketpair()
+    with driver, group:
+        driver.sendall(b'{"do": "sleep"}\n')
+        driver.shutdown(socket.SHUT_WR)
+        Post(idle, Line(group), log).serve()
+    assert log.read_bytes().endswith(b"\nit ends so\n")
+    assert log.stat().st_size < logs.HEAD_BYTES + 1000
