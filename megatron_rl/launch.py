@@ -25,6 +25,7 @@ from megatron_rl.evaluate import HeldOut
 from megatron_rl.occupancy import Attempt, alone_in
 from megatron_rl.own_code import own_code, told
 from megatron_rl.ports import Context
+from megatron_rl.rewards.pool import JudgeSettings
 from megatron_rl.rollout.vllm import Vllm
 from megatron_rl.schedule import Schedule
 from megatron_rl.signals import listening
@@ -41,11 +42,13 @@ MACHINES = (
     *(f"rollout.vllm.{field.name}" for field in fields(Vllm) if field.name not in ("context", "in_flight")),
 )
 """What else other machines ask for: how much is computed at once, what is kept of it, and where engines stand."""
+PATIENCE = tuple(f"judge.{field.name}" for field in fields(JudgeSettings) if field.name != "most_characters")
+"""What answers may cost: a run that stopped over its grader goes on with more of it."""
 SCHEDULE = tuple(f"schedule.{field.name}" for field in fields(Schedule) if field.name != "ahead")
 """When a run ends, saves and measures; `schedule.ahead` says which weights write what."""
 DRIVER_LOG = "logs/driver.log"
 """The traceback of the driver, where the last attempt ended with one."""
-MAY_CHANGE = (*SCHEDULE, "telemetry.", "evaluation.", "run.folder", *CUT, *MACHINES)
+MAY_CHANGE = (*SCHEDULE, "telemetry.", "evaluation.", "run.folder", *CUT, *MACHINES, *PATIENCE)
 """Keys that a resumed run may have otherwise than when it began."""
 
 

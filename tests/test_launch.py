@@ -174,7 +174,16 @@ def test_a_run_goes_on_with_the_layout_that_a_plan_finds_for_other_machines():
     keys = [key.partition("=")[0] for key in overrides(replace(setup, sleeps=True), search(setup, best=1)[0])]
     assert len(keys) > 10
     assert [key for key in (*keys, "rollout.vllm.gpus") if not key.startswith(launch.MAY_CHANGE)] == []
-    assert not any(f"rollout.vllm.{key}".startswith(launch.MAY_CHANGE) for key in ("context", "in_flight"))
+    same = ("rollout.vllm.context", "rollout.vllm.in_flight", "judge.most_characters")
+    assert not any(key.startswith(launch.MAY_CHANGE) for key in same)
+
+
+def test_a_run_that_stopped_over_its_grader_goes_on_with_more_time_and_memory_for_it():
+    judge = {"processes": 1, "deadline_s": 2.0, "memory_mib": 1024, "stop_share": 0.5}
+    more = {"processes": 4, "deadline_s": 9.0, "memory_mib": 4096, "stop_share": 0.9}
+    changed = launch.plain_difference({"judge": judge}, {"judge": more})
+    assert len(changed) == 4
+    assert [key for key in changed if not key.startswith(launch.MAY_CHANGE)] == []
 
 
 def test_how_the_actor_is_cut_may_change_whichever_way_that_is():
