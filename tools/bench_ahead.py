@@ -30,16 +30,20 @@ Step = Mapping[str, float]
 def measure(settings: Sequence[str], ahead: int, steps: int) -> list[Step]:
     """What every counted step of one run told."""
     with tempfile.TemporaryDirectory() as folder:
-        asked = [
-            *(f"run.folder={folder}", "run.name=run", f"schedule.ahead={ahead}", f"schedule.steps={steps + WARM}"),
-            *("schedule.save_every=0", "schedule.evaluate_every=0"),
-        ]
-        command = [sys.executable, "-m", "megatron_rl.cli", "train", *settings, *asked]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        if made.returncode:
-            raise RuntimeError(f"the run with schedule.ahead={ahead} failed: {made.stderr.strip().splitlines()[-1]}")
-        lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
-    told = [json.loads(line) for line in lines]
+        return train(settings, ahead, steps, Path(folder))
+
+
+def train(settings: Sequence[str], ahead: int, steps: int, folder: Path) -> list[Step]:
+    """What every counted step of one run told, whose own folder is `run` in this one."""
+    asked = [
+        *(f"run.folder={folder}", "run.name=run", f"schedule.ahead={ahead}", f"schedule.steps={steps + WARM}"),
+        *("schedule.save_every=0", "schedule.evaluate_every=0"),
+    ]
+    command = [sys.executable, "-m", "megatron_rl.cli", "train", *settings, *asked]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise RuntimeError(f"the run with schedule.ahead={ahead} failed: {made.stderr.strip().splitlines()[-1]}")
+    told = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     return [point for point in told if point["kind"] == "step" and point["step"] > WARM]
 
 
