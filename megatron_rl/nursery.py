@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+from megatron_rl.interpreter import command, search_path
+
 START_TIMEOUT_S: Final = 60.0
 
 
@@ -57,12 +59,12 @@ class Nursery:
         self._wire, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno())],
+                command(module, str(theirs.fileno())),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=sys.__stderr__,  # what user code prints there is no output of this program
                 start_new_session=True,  # Ctrl-C is for the run to handle, not for its graders to die of
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+                env=os.environ | search_path(),
             )
         self._wire.settimeout(START_TIMEOUT_S)
         self._send(order)

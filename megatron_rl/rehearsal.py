@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from megatron_rl.checkpoint import Saved, folders, verify
 from megatron_rl.commands.exits import DONE
 from megatron_rl.differences import Difference, between_checkpoints, between_rollouts
 from megatron_rl.ideas import read_ideas
+from megatron_rl.interpreter import command, search_path
 from megatron_rl.spec.run import RunSpec
 
 Train = Callable[[Path, int], None]
@@ -102,9 +102,12 @@ def by_command(config: Path, settings: tuple[str, ...], scratch: Path) -> Train:
     def train(folder: Path, last: int) -> None:
         log = scratch / f"{folder.name}.log"
         schedule = (f"schedule.steps={last}", f"schedule.save_every={last}", f"run.folder={folder}")
-        command = [sys.executable, "-m", "megatron_rl.cli", "train", str(config), *ALWAYS, *schedule, *settings]
+        train_again = command("megatron_rl.cli", "train", str(config), *ALWAYS, *schedule, *settings)
+        env = os.environ | search_path()
         with log.open("ab") as stream:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=False)
+            done = subprocess.run(
+                train_again, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=False
+            )
         if done.returncode != DONE:
             said = log.read_text(errors="replace").strip().splitlines()
             raise RuntimeError(

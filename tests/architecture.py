@@ -15,7 +15,7 @@ IDEAS = ("stages", "samplers", "objectives", "rewards")
 MACHINES = ("actor", "rollout", "cluster", "data", "telemetry")
 FLOORS: Mapping[str, int] = (
     dict.fromkeys(("answers", "batch", "spec"), 0)
-    | {"ops": 1, "failures": 2, "beside": 2, "logs": 2, "manifest": 2, "schedule": 2}
+    | {"ops": 1, "failures": 2, "beside": 2, "interpreter": 2, "logs": 2, "manifest": 2, "schedule": 2}
     | dict.fromkeys(
         ("ports", "accounting", "pipeline", "combining", "laws", "budget", "buffer", "drawing", "nursery", "reshard"), 2
     )

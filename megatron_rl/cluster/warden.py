@@ -20,6 +20,8 @@ from typing import Final
 
 import psutil
 
+from megatron_rl.interpreter import command, search_path
+
 LONGEST: Final = 40
 """Characters of a folder for Ray's sockets, whose paths may have 107."""
 GRACE_S: Final = 3.0
@@ -37,13 +39,13 @@ class Warden:
         self.folder = Path(tempfile.mkdtemp(prefix="mrl-", dir=root if len(root) <= LONGEST else "/tmp"))
         theirs, self._ours = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(theirs), str(self.folder)],
+            command(__name__, str(theirs), str(self.folder)),
             pass_fds=(theirs,),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # whoever reads the driver's output need not wait for this process
             start_new_session=True,  # it outlives Ctrl-C, and a kill of the driver's process group
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            env=os.environ | search_path(),
         )
         os.close(theirs)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 from megatron_rl.data.prompt_file import Message
+from megatron_rl.interpreter import command, search_path
 
 RENDERER: Final = "megatron_rl.data.renderer"
 AT_ONCE: Final = 64
@@ -28,11 +28,11 @@ def rendered(
         return []
     texts: list[str] = []
     with subprocess.Popen(
-        [sys.executable, "-P", "-m", RENDERER],  # whatever lies in the folder one happens to be in
+        command(RENDERER),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the run to handle
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+        env=os.environ | search_path(),
     ) as process:
         try:
             if not _said(process, {"template": template, "arguments": dict(arguments)}, START_S):

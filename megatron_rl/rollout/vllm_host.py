@@ -6,8 +6,7 @@ import os
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Final, NamedTuple, Protocol
 
 import psutil
 
+from megatron_rl.interpreter import command, search_path
 from megatron_rl.logs import with_room
 
 MODULE: Final = "megatron_rl.rollout.vllm_process"
@@ -60,7 +60,7 @@ class Post:
 
     def launch(self) -> Launch:
         """Starts the group on whichever machine this is called; what it imports lies where it does for this process."""
-        return partial(_launch, self, os.pathsep.join(path or os.getcwd() for path in sys.path))
+        return partial(_launch, self, search_path())
 
 
 class Running(Protocol):
@@ -133,14 +133,14 @@ def shared_memory(group: int) -> set[Path]:
     return found
 
 
-def _launch(post: Post, path: str, theirs: socket.socket) -> subprocess.Popen[bytes]:
+def _launch(post: Post, path: Mapping[str, str], theirs: socket.socket) -> subprocess.Popen[bytes]:
     with with_room(post.log).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", post.module, str(theirs.fileno()), str(post.log)],
+            command(post.module, str(theirs.fileno()), str(post.log)),
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,  # Ctrl-C is the driver's to handle, and one kill ends all its workers
-            env=post.environment() | {"PYTHONPATH": path},
+            env={**post.environment(), **path},
         )
