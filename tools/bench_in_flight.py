@@ -65,10 +65,10 @@ class Sizes(NamedTuple):
     rows: int
     tokens: int
     waves: int
-    """Rounds of waves."""
+    """Rounds of waves; none are written at 0."""
     steps: int
     rounds: int
-    """Rounds of runs."""
+    """Rounds of runs; none are begun at 0."""
 
 
 class Wave(NamedTuple):
@@ -238,7 +238,7 @@ def runs(config: Path, sizes: Sizes) -> list[str]:
     for turn in range(sizes.rounds):
         for name, way in WAYS.items() if turn % 2 == 0 else reversed(WAYS.items()):
             told[name].append(ran(config, **way, steps=sizes.steps))
-            print(f"{name}: {told[name][-1].seconds:.2f} s a step", file=sys.stderr, flush=True)
+            print(name, *(f"{value:.2f}" for value in told[name][-1]), file=sys.stderr, flush=True)
     first = [one.seconds for one in told["in turn"]]
     lines = [
         f"runs of {sizes.steps} steps after {WARM}, {sizes.rows} responses of at most {sizes.tokens} tokens each, "
@@ -259,12 +259,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, default in (("rows", 64), ("tokens", 192), ("waves", 9), ("steps", 10), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     sizes = Sizes(**vars(parser.parse_args(arguments)))
-    groups.join_alone()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        print(*waves(write_tiny_model(folder / "model", seed=0), sizes), sep="\n", flush=True)
-        groups.leave()
-        print("", *runs(write_task(folder, sizes), sizes), sep="\n", flush=True)
+        write_tiny_model(folder / "model", seed=0)
+        if sizes.waves:
+            groups.join_alone()
+            print(*waves(folder / "model", sizes), "", sep="\n", flush=True)
+            groups.leave()
+        if sizes.rounds:
+            print(*runs(write_task(folder, sizes), sizes), sep="\n", flush=True)
     return 0
 
 
