@@ -29,7 +29,7 @@ from megatron_rl.data.values import read_values
 from megatron_rl.evaluate import EvaluationSettings, HeldOut
 from megatron_rl.ideas import read_ideas
 from megatron_rl.in_flight import InFlight
-from megatron_rl.loop import Feed, InTurn, Run
+from megatron_rl.loop import PROMPTS, Feed, InTurn, Run
 from megatron_rl.pipeline import chain
 from megatron_rl.ports import Context, Telemetry
 from megatron_rl.processes import Apart, Cast, Engine, in_this_process
@@ -105,7 +105,11 @@ def assemble(spec: RunSpec, is_value_run: bool = False) -> Run:
         },
         telemetry=telemetry,
         evaluator=_evaluator(spec, data, tokenizer, engine, judge),
-        facts={"spec": hashlib.sha256(repr(spec.plain).encode()).hexdigest(), "cut": repr(actor_settings)},
+        facts={
+            "spec": hashlib.sha256(repr(spec.plain).encode()).hexdigest(),
+            "cut": repr(actor_settings),
+            PROMPTS: prompts.identity,
+        },
     )
 
 

@@ -19,6 +19,7 @@ from typing import Final, Protocol
 
 from megatron_rl import __version__, commands
 from megatron_rl.commands.exits import DONE, FAILED, INTERRUPTED, WRONG
+from megatron_rl.interpreter import staying
 from megatron_rl.spec.schema import SpecError, nearest
 
 COMMANDS: Final[Mapping[str, str]] = {
@@ -93,7 +94,9 @@ def _run(name: str, *rest: str) -> int:
     try:
         command: Command = import_module(f"{commands.__name__}.{name.replace('-', '_')}")
         command.add_arguments(parser)
-        return command.run(_parsed(parser, rest))
+        parsed = _parsed(parser, rest)
+        with staying():
+            return command.run(parsed)
     except SpecError as error:
         print(error, file=sys.stderr)
         return WRONG

@@ -22,6 +22,7 @@ from megatron_rl.checkpoint import CheckpointError
 from megatron_rl.commands.configuration import folder_of
 from megatron_rl.data.values import write_values
 from megatron_rl.evaluate import HeldOut
+from megatron_rl.interpreter import staying
 from megatron_rl.occupancy import Attempt, alone_in
 from megatron_rl.own_code import own_code, told
 from megatron_rl.ports import Context
@@ -81,7 +82,8 @@ def _carry_out(run: loop.Run, spec: RunSpec, budget: Budget | None) -> str:
         run.telemetry.start(run.step, run.schedule.steps)
         if resumed:
             print(f"resumed {run.folder} after step {run.step}", file=sys.stderr)
-        loop.train(run)
+        with staying():
+            loop.train(run)
         stopped = run.stopping if run.step < run.schedule.steps else ""
         reason = stopped or "finished"
         return stopped

@@ -32,7 +32,7 @@ from megatron_rl.ports import (
 from megatron_rl.saver import Saver
 from megatron_rl.schedule import Schedule
 
-SAMPLER, BUFFER = "sampler", "buffer"
+SAMPLER, BUFFER, PROMPTS = "sampler", "buffer", "prompts"
 
 
 class Feed(Protocol):
@@ -193,6 +193,11 @@ def resume(run: Run) -> bool:
     if not isinstance(memory, Mapping):
         raise checkpoint.CheckpointError(
             f"checkpoint {folder}: its memory should be a mapping of slots, got {memory!r}"
+        )
+    if (began := saved.facts.get(PROMPTS)) not in (None, run.facts.get(PROMPTS)):
+        raise checkpoint.CheckpointError(
+            f"checkpoint {folder} goes on with {began}, but data.train has {run.facts.get(PROMPTS)} by now; put back "
+            "what it was, or give the run another run.name"
         )
     run.step, run.saved_step, run.memories = saved.step, saved.step, memory
     return True

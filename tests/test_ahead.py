@@ -8,6 +8,7 @@ import torch
 
 from megatron_rl.ahead import AHEAD, AbandonedError, Ahead
 from megatron_rl.batch.columns import SEED, TOKEN_VERSIONS, VERSION
+from megatron_rl.checkpoint import CheckpointError
 from megatron_rl.loop import resume, train
 from megatron_rl.pipeline import chain
 from megatron_rl.samplers.uniform import Uniform
@@ -274,3 +275,12 @@ def test_a_run_that_ends_early_by_request_saves_what_was_collected(tmp_path):
     assert resume(again)
     assert again.step == 1
     assert len(again.memories[AHEAD]["batches"]) == 1
+
+
+def test_a_run_goes_on_with_the_prompts_that_it_has_counted_where_it_knows_them(tmp_path):
+    known, others = {"prompts": "7 prompts"}, {"prompts": "3 prompts"}
+    train(ahead_run(tmp_path, 2, by=1))
+    assert resume(ahead_run(tmp_path, 4, by=1, facts=others))
+    train(ahead_run(tmp_path / "known", 2, by=1, facts=known))
+    with pytest.raises(CheckpointError, match=r"on with 7 prompts, but data\.train has 3 prompts by now; put"):
+        resume(ahead_run(tmp_path / "known", 4, by=1, facts=others))

@@ -2,7 +2,9 @@ import os
 import subprocess
 import sys
 
-from megatron_rl.interpreter import command, search_path
+import pytest
+
+from megatron_rl.interpreter import command, search_path, staying
 
 
 def test_a_module_runs_here_by_what_this_process_imports_and_not_by_what_lies_where_one_happens_to_be(
@@ -29,3 +31,9 @@ def test_a_process_that_looks_where_it_is_lets_others_look_there_wherever_they_a
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", "/lib"])
     assert search_path() == {"PYTHONPATH": f"{tmp_path}{os.pathsep}/lib"}
+
+
+@pytest.mark.parametrize("code", [None, 0, "good-bye"])
+def test_code_that_leaves_has_failed(code):
+    with pytest.raises(RuntimeError, match=rf"ended the program by sys\.exit\({code!r}\)"), staying():
+        sys.exit(code)

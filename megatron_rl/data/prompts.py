@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -156,6 +157,16 @@ class PromptSet:
             "values/left_out_share": unsolved / len(self),
         }
         return PromptSet(known.where(kept_B).with_metrics(told), replace(self.omitted, unsolved=unsolved))
+
+    @property
+    def identity(self) -> str:
+        """How many these are, and a digest of all that a run sees of them, in their order."""
+        tokens, digest = self._batch.ragged(PROMPT_TOKENS), hashlib.sha256()
+        for part in (tokens.length_B, tokens.values):
+            digest.update(part.numpy().tobytes())
+        for name in (PROMPT_ID, SOURCE, ANSWER, EXTRA):
+            digest.update(json.dumps(self._batch.strings(name)).encode())
+        return f"{len(self)} prompts, sha256 {digest.hexdigest()[:16]}"
 
     def __len__(self) -> int:
         return len(self.ids)

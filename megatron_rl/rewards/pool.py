@@ -42,7 +42,7 @@ class JudgeSettings:
     alarm_share: Annotated[float, Ge(0), Le(1)] = 0.05
     """Share of ungraded answers (timeout or crash) from which the metric `judge/alarm` is 1."""
     stop_share: Annotated[float, Ge(0), Le(1)] = 0.5
-    """Share of ungraded answers above which the run stops."""
+    """Share of ungraded answers, of 32 or more in a row, above which the run stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,8 @@ class RewardPool:
         }
         self._nursery = Nursery(GRADER, order)
         self._is_ready = False
+        self._recent: Counter[Verdict] = Counter()
+        """Verdicts since there were enough of them to stop the run over."""
 
     def __enter__(self) -> RewardPool:
         return self
@@ -134,16 +136,19 @@ class RewardPool:
     def _tally(self, graded: Sequence[Graded]) -> dict[str, float]:
         """Shares of the verdicts; an error where more went ungraded than learning from the rest can bear."""
         counts, rows = Counter(each.verdict for each in graded), max(1, len(graded))
-        ungraded = (counts["timeout"] + counts["crashed"]) / rows
-        if rows >= STOPS_FROM and ungraded > self.settings.stop_share:
-            reason = next((each.error for each in graded if each.error), f"over {self.settings.deadline_s} s each")
-            raise RuntimeError(
-                f"{self.target} graded only {1 - ungraded:.0%} of {rows} answers "
-                f"({counts['timeout']} timeouts, {counts['crashed']} crashes; the first: {reason}); "
-                f"judge.stop_share allows {self.settings.stop_share:.0%} ungraded."
-            )
+        self._recent += counts
+        if (seen := self._recent.total()) >= STOPS_FROM:
+            ungraded, self._recent = self._recent, Counter()
+            if (share := _ungraded(ungraded) / seen) > self.settings.stop_share:
+                reason = next((each.error for each in graded if each.error), f"over {self.settings.deadline_s} s each")
+                raise RuntimeError(
+                    f"{self.target} graded only {1 - share:.0%} of {seen} answers "
+                    f"({ungraded['timeout']} timeouts, {ungraded['crashed']} crashes; the first: {reason}); "
+                    f"judge.stop_share allows {self.settings.stop_share:.0%} ungraded."
+                )
         shares = {f"judge/{name}": counts[name] / rows for name in ("unparsable", "timeout", "crashed")}
-        return shares | {"judge/alarm": float(bool(graded) and ungraded > self.settings.alarm_share)}
+        is_alarming = bool(graded) and _ungraded(counts) / rows > self.settings.alarm_share
+        return shares | {"judge/alarm": float(is_alarming)}
 
     def grade(self, questions: Iterable[Question]) -> list[Graded]:
         """Every question's grade, in order; the same whatever the number of processes."""
@@ -276,3 +281,7 @@ def questions_of(batch: Batch) -> list[Question]:
         )
         for response, answer, prompt, source, extra, finish, length in rows
     ]
+
+
+def _ungraded(counts: Counter[Verdict]) -> int:
+    return counts["timeout"] + counts["crashed"]

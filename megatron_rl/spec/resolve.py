@@ -94,6 +94,11 @@ def build(part: Part) -> object:
         found = getattr(importlib.import_module(module_name), name)
     except ImportError as error:
         raise SpecError(f"{part.place}: '{part.path}' is {part.name!r}, which cannot be imported: {error}.") from error
+    except SystemExit as error:
+        raise SpecError(
+            f"{part.place}: '{part.path}' is {part.name!r}, whose module ends the program where it is imported "
+            f"(sys.exit({error.code!r})); put that behind `if __name__ == '__main__':`."
+        ) from error
     if not isinstance(found, type):
         return found
     try:

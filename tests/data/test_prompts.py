@@ -126,3 +126,14 @@ def test_values_come_with_what_they_cost_and_what_they_leave_out(tmp_path, token
 def test_what_each_prompt_gives_its_template_is_not_set_by_a_run(name):
     with pytest.raises(ValueError, match=rf"template has {name}, which each prompt gives; leave it out"):
         DataSettings(train=(), template={name: True, "enable_thinking": False})
+
+
+def test_prompts_are_known_by_all_that_a_run_sees_of_them(tmp_path, tokenizer):
+    rows = [{"prompt": "2 + 2 ?", "label": 4, "metadata": {"level": 1}}, {"prompt": "1 + 1 ?", "label": 2}]
+    known = read(tokenizer, lines(tmp_path / "a.jsonl", *rows)).identity
+    assert known.startswith("2 prompts, sha256 ")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert read(tokenizer, lines(elsewhere / "a.jsonl", *rows)).identity == known
+    others = [rows[::-1], rows[:1], [rows[0] | {"label": 5}, rows[1]], [rows[0] | {"metadata": {"level": 2}}, rows[1]]]
+    assert len({known, *(read(tokenizer, lines(tmp_path / "b.jsonl", *other)).identity for other in others)}) == 5

@@ -120,6 +120,21 @@ def test_a_batch_that_mostly_cannot_be_graded_stops_the_run_with_the_first_reaso
         moody.judge(batch)
 
 
+def test_small_batches_are_taken_together_and_one_that_is_graded_well_is_no_reason_to_stop():
+    two = Batch.of({RESPONSE_TEXT: ["raise", "raise"], ANSWER: ["yes"] * 2})
+    many = Batch.of({RESPONSE_TEXT: ["yes"] * 40, ANSWER: ["yes"] * 40})
+    with RewardPool(MOODY, {}, QUICK) as pool:
+        for _ in range(15):
+            assert pool.judge(two).metrics["judge/alarm"] == 1.0
+        pool.judge(many)
+        for _ in range(15):
+            pool.judge(two)
+        with pytest.raises(
+            RuntimeError, match=r"graded only 0% of 32 answers \(0 timeouts, 32 crashes; the first: .*no good"
+        ):
+            pool.judge(two)
+
+
 def test_the_alarm_is_quiet_while_few_time_out(moody):
     batch = Batch.of({RESPONSE_TEXT: ["yes"] * 31 + ["raise"], ANSWER: ["yes"] * 32})
     assert moody.judge(batch).metrics["judge/alarm"] == 0.0
