@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+import psutil
+
 from megatron_rl.interpreter import command, search_path
 
 START_TIMEOUT_S: Final = 60.0
@@ -36,7 +38,7 @@ class Fork:
         return not data or self.heard.endswith(b"\n")
 
     def kill(self) -> None:
-        """Kills it and whatever it started. Its number names nothing else until the nursery has heard `end`."""
+        """Kills it and its process group; what else it started goes with `end`, until which its number is its own."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -95,18 +97,20 @@ class Nursery:
         return Fork(pid=int(str(pid)), wire=ours)
 
     def end(self, fork: Fork) -> None:
-        """Kills the fork, if it still is, and lets its number go."""
+        """Kills the fork, if it still is, and what it started, and lets its number go."""
         fork.wire.close()
         self._send({"command": "end", "pid": fork.pid})
         self.answer()
 
     def close(self) -> None:
-        """Ends it and every fork."""
+        """Ends it and every fork, and what these started."""
         self._wire.close()
         try:
             self._process.wait(START_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            for each in (*psutil.Process(self.pid).children(recursive=True), self._process):
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
             self._process.wait()
 
     def _send(self, message: Mapping[str, object], attached: socket.socket | None = None) -> None:

@@ -19,6 +19,7 @@ FLOORS: Mapping[str, int] = (
     | dict.fromkeys(
         ("ports", "accounting", "pipeline", "combining", "laws", "budget", "buffer", "drawing", "nursery", "reshard"), 2
     )
+    | {"orphans": 2}
     | dict.fromkeys((*IDEAS, *MACHINES), 3)
     | dict.fromkeys(("loop", "ahead", "in_flight", "evaluate", "checkpoint", "saver", "replay"), 4)
     | dict.fromkeys(
@@ -56,7 +57,7 @@ WITHOUT_TORCH = (
         "commands.train",
         "planner",
     ),
-    *("reshard.layout", "reshard.names", "reshard.plan", "reshard.bound"),
+    *("orphans", "reshard.layout", "reshard.names", "reshard.plan", "reshard.bound"),
 )
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 300, 60, 5

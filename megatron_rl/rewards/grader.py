@@ -8,12 +8,14 @@ It builds the reward once and then only forks. The pool sends a command a line a
 
 Each fork reads questions from its socket and answers them one by one. A fork is a few milliseconds, where importing the
 mathematics again would be a second; and nothing forks torch, because this process never imports it. A dead fork stays
-unreaped until the pool says `end`, so that its number cannot name another process. When the pool goes, however it goes,
-the socket ends, and everything here with it.
+unreaped until the pool says `end`, so that its number cannot name another process. What a fork started may serve many
+answers and ends with the fork: as long as it lives it adopts what its helpers leave behind, and afterwards this process
+does. When the pool goes, however it goes, the socket ends, and everything here with it.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import errno
 import gc
@@ -26,11 +28,13 @@ import select
 import signal
 import socket
 import sys
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeGuard, cast
 
 from megatron_rl.answers import Question, Score
+from megatron_rl.orphans import adopt, children, end_children, ended
 from megatron_rl.spec.resolve import build
 from megatron_rl.spec.run import Part
 
@@ -38,6 +42,10 @@ FUNCTIONS: Final = "megatron_rl.rewards.function:Function"
 LONGEST_EXTRACT: Final = 1000
 RETIRES_AFTER: Final = 2000
 """Questions a fork answers before a fresh one takes over: whatever a library keeps cannot pile up."""
+MOST_ENDED: Final = 100
+"""Ended processes that a fork's helpers left to it, with which it makes room for a fresh one."""
+LEAVES_S: Final = 10.0
+"""How long what a user's module does at the interpreter's end may take."""
 _NO_FILES: Final = (errno.EMFILE, errno.ENFILE)
 _PR_SET_PDEATHSIG: Final = 1
 _ORPHAN_CHECK_S: Final = 1.0
@@ -58,6 +66,8 @@ def main(descriptor: int) -> None:
     # ignored would stay ignored in programs that a reward starts.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)
+    adopt()
+    atexit.register(end_children, frozenset())  # last of all: a user's own clean-up comes first
     pool = socket.socket(fileno=descriptor)
     parent = os.getppid()
     order = json.loads(pool.makefile("rb").readline())
@@ -70,6 +80,7 @@ def main(descriptor: int) -> None:
     gc.freeze()
     pool.sendall(_line({"ready": True}))
     forks: set[int] = set()
+    shared = children()  # helpers of the reward's own that serve all forks
     try:
         while (received := _command(pool, parent)) is not None:
             command, attached = received
@@ -81,10 +92,22 @@ def main(descriptor: int) -> None:
                 pid = int(cast(int, command["pid"]))
                 forks.discard(pid)
                 _end(pid)
+                shared |= end_children(forks | shared)  # nor is what would not go killed again
                 pool.sendall(_line({"ended": pid}))
     finally:
+        _leave_in_time()
         for pid in forks:
             _end(pid)
+
+
+def _leave_in_time() -> None:
+    def leave() -> None:
+        end_children(frozenset())
+        os._exit(1)
+
+    last = threading.Timer(LEAVES_S, leave)
+    last.daemon = True
+    last.start()
 
 
 def reward_of(target: str, given: dict[str, object]) -> object:
@@ -123,7 +146,7 @@ def _fork(pool: socket.socket, attached: list[int], reward: object, limits: Limi
 
 
 def _end(pid: int) -> None:
-    """Kills a fork and whatever it started; its number is free for others only afterwards."""
+    """Kills a fork and its process group; its number is free for others only afterwards."""
     for kill in (os.killpg, os.kill):
         with suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)
@@ -133,6 +156,7 @@ def _end(pid: int) -> None:
 
 def _confine(limits: Limits, parent: int) -> None:
     os.setpgid(0, 0)
+    adopt()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
@@ -151,7 +175,7 @@ def _answer(pool: socket.socket, reward: object, limits: Limits) -> None:
             answer, is_spent = graded(reward, line)
             if os.getpid() != own:
                 os._exit(0)  # the reward forked and came back twice
-            is_last = is_spent or count >= RETIRES_AFTER
+            is_last = is_spent or count >= RETIRES_AFTER or ended() > MOST_ENDED
             pool.sendall(_line({**answer, "last": is_last}))
             if is_last:
                 return

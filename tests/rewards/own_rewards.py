@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from megatron_rl.answers import Question, Score
 
@@ -28,12 +29,23 @@ def two_arguments(solution, truth):
 LEAKED: list[int] = []
 
 
+def daemon() -> int:
+    """Its number; twice forked, so that it is nobody's child, and in a session of its own."""
+    command = ["sh", "-c", "setsid sleep 600 > /dev/null & echo $!"]
+    return int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
 def moody(question: Question) -> Score:
     """Does what the response says; silence costs a point."""
     if question.response == "sleep":
         time.sleep(600)
     if question.response == "sleep with a child":
         subprocess.Popen(["sleep", "600"])
+        time.sleep(600)
+    if question.response.startswith("daemon"):
+        return Score(reward=0.0, correct=0, extracted=str(daemon()))
+    if question.response == "sleep with a daemon":
+        Path(question.answer).write_text(str(daemon()))
         time.sleep(600)
     if question.response == "raise":
         raise ValueError("no good")

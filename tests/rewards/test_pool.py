@@ -102,6 +102,28 @@ def test_what_a_killed_grader_had_started_dies_with_it(moody):
     assert len(set(psutil.Process(moody.pids[0]).children())) == len(others)
 
 
+def test_a_helper_serves_many_answers_and_ends_with_its_grader_however_it_hides():
+    with RewardPool(MOODY, {}, JudgeSettings(processes=1, deadline_s=60.0)) as pool:
+        first, second = (int(each.score.extracted) for each in pool.grade(asked("daemon 1", "daemon 2")))
+        assert verdicts(pool, "yes", "no") == ["right", "wrong"]
+        assert psutil.pid_exists(first)
+        assert psutil.pid_exists(second)
+        assert verdicts(pool, "die") == ["crashed"]
+        assert not psutil.pid_exists(first)
+        assert not psutil.pid_exists(second)
+        third = int(pool.grade(asked("daemon 3"))[0].score.extracted)
+    assert not psutil.pid_exists(third)
+
+
+def test_a_helper_ends_with_its_own_grader_and_with_no_other(tmp_path):
+    with RewardPool(MOODY, {}, JudgeSettings(processes=2, deadline_s=2.5)) as pool:
+        helper, number = int(pool.grade(asked("daemon"))[0].score.extracted), tmp_path / "number"
+        pool._seats.reverse()  # the other grader is asked
+        assert [each.verdict for each in pool.grade(asked("sleep with a daemon", answer=str(number)))] == ["timeout"]
+        assert not psutil.pid_exists(int(number.read_text()))
+        assert psutil.pid_exists(helper)
+
+
 def test_graders_import_neither_torch_nor_arrow_and_their_prints_go_nowhere_near_the_answers(moody, capfd):
     torchless, printed = moody.grade(asked("torch?", "print"))
     assert torchless.score.extracted == "[]"
@@ -167,14 +189,15 @@ def test_no_process_outlives_a_driver_that_is_killed():
     program = (
         "from megatron_rl.rewards.pool import *; import os, time\n"
         f"p = RewardPool({MOODY!r}, {{}}, JudgeSettings(processes=2, deadline_s=60))\n"
-        "p.grade([Question(response='yes', answer='yes')]); print(*p.pids, flush=True)\n"
+        "helper = p.grade([Question(response='daemon', answer='')])[0].score.extracted\n"
+        "print(helper, *p.pids, flush=True)\n"
         "p.grade([Question(response='sleep', answer='yes')])"
     )
     driver = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     pids = [int(pid) for pid in driver.stdout.readline().split()]
     driver.kill()
     driver.wait()
-    assert len(pids) == 3
+    assert len(pids) == 4
     for _ in range(100):
         if not any(psutil.pid_exists(pid) for pid in pids):
             break
