@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ray
 
+from megatron_rl.cluster.member import opens
 from megatron_rl.cluster.placement import Node
 from megatron_rl.cluster.warden import Warden
 from megatron_rl.reshard.layout import LayoutError
@@ -62,6 +63,7 @@ def open_machines(address: str, expected: int = 0, timeout_s: float = 120.0) -> 
     The nodes of an allocation join one after the other: `expected` machines are waited for.
     """
     os.environ.update(QUIET)
+    _await_head(address, timeout_s)
     warden = None if address else Warden()
     with _own_signals():
         if warden is None:
@@ -80,6 +82,21 @@ def open_machines(address: str, expected: int = 0, timeout_s: float = 120.0) -> 
         machines.close()
         raise
     return machines
+
+
+def _await_head(address: str, timeout_s: float) -> None:
+    """Returns when somebody listens at the address; Ray itself would ask there for ever."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():
+        return  # none, or one that Ray looks up
+    end = time.monotonic() + timeout_s
+    while not opens((host.strip("[]"), int(port))):
+        if time.monotonic() > end:
+            raise LayoutError(
+                f"nobody listens at cluster.address '{address}', which was tried for {timeout_s:g} s; start Ray "
+                "there by `ray start --head`, or see whether this machine reaches it."
+            )
+        time.sleep(0.2)
 
 
 @contextmanager

@@ -23,6 +23,10 @@ STACKS = signal.SIGUSR1
 """Writes the stacks of all threads into a rank's log, whatever the process is doing."""
 SETTLE_S = 0.5
 """How long a process may take to write its stacks."""
+FATAL, MODULES = "Fatal Python error:", "Extension modules:"
+"""How what Python says of a deadly signal begins, and its last line, which is long and explains nothing."""
+STACK_LINES = 40
+"""Of what it says between them."""
 REACH_S = 10.0
 """How long another machine may take to pass a signal on."""
 KNOCK_S = 3.0
@@ -49,11 +53,14 @@ class Member:
         return f"rank {self.rank} (process {self.pid} on {self.machine})"
 
     def last_words(self, lines: int = 15) -> str:
-        """The end of its log."""
+        """The end of its log; of a process that a signal ended which, and where it stood."""
         try:
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+            said = newest(self.log)
         except OSError as error:
             return f"({error})"
+        died = [number for number, line in enumerate(said) if line.startswith(FATAL)]
+        told = said[died[-1] :][:STACK_LINES] if died else said[-lines:]
+        return "\n".join(line for line in told if not line.startswith(MODULES)).rstrip()
 
     def kill(self) -> None:
         ray.kill(self.actor)
@@ -67,7 +74,7 @@ def dump_stacks(members: Sequence[Member]) -> str:
     here = socket.gethostname()
     request_stacks([member.pid for member in members if member.machine == here])
     others = list({member.node_id: member for member in members if member.machine != here}.values())
-    opened = all_beside(_opens, [other.door for other in others], threads=KNOCKS)
+    opened = all_beside(opens, [other.door for other in others], threads=KNOCKS)
     asked = {
         _request_from(other.node_id, [one.pid for one in members if one.node_id == other.node_id]): other.machine
         for other, is_open in zip(others, opened, strict=True)
@@ -88,7 +95,7 @@ def request_stacks(pids: Sequence[int]) -> None:
                 break
 
 
-def _opens(door: tuple[str, int]) -> bool:
+def opens(door: tuple[str, int]) -> bool:
     """Whether somebody listens there; Ray alone would be asked in vain for as long as a busy machine may take."""
     try:
         socket.create_connection(door, KNOCK_S).close()

@@ -43,8 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _trained(spec, budget, arguments.attempt, again)
     except KeyboardInterrupt:
-        has_saved = any((folder / "checkpoints").glob("step_*"))
-        how = "goes on from its last checkpoint" if has_saved else "has no checkpoint yet and begins again"
+        how = "goes on from its last checkpoint" if _has_saved(folder) else "has no checkpoint yet and begins again"
         print(f"\ninterrupted; {folder} {how} with: {again}", file=sys.stderr)
         return INTERRUPTED
 
@@ -62,7 +61,8 @@ def _trained(spec: RunSpec, budget: Budget | None, attempt: Attempt | None, agai
     folder = folder_of(spec)
     try:
         if stopped := launch.train(spec, budget, attempt):
-            print(f"{stopped}; {folder} is saved and goes on with: {again}", file=sys.stderr)
+            how = "is saved and goes on" if _has_saved(folder) else "has nothing to save yet and begins again"
+            print(f"{stopped}; {folder} {how} with: {again}", file=sys.stderr)
             return STOPPED
     except SpecError:
         raise
@@ -72,6 +72,10 @@ def _trained(spec: RunSpec, budget: Budget | None, attempt: Attempt | None, agai
         print(*getattr(error, "__notes__", []), told, sep="\n", file=sys.stderr)
         return FAILED
     return DONE
+
+
+def _has_saved(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob("step_*"))
 
 
 def _sentence(error: Exception) -> str:

@@ -1,3 +1,4 @@
+import socket
 import subprocess
 import sys
 
@@ -25,6 +26,18 @@ def test_machines_that_are_expected_and_do_not_join_are_told(machines):
     own._check_there(machines, 2, 0.5)
     with pytest.raises(LayoutError, match=r"cluster\.machines is 3, but after 0\.5 s 2 had joined"):
         own._check_there(machines, 3, 0.5)
+
+
+def test_an_address_at_which_nobody_listens_is_asked_no_longer_than_machines_are_waited_for():
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        host, port = door.getsockname()
+        own._await_head(f"{host}:{port}", 0.0)
+    with pytest.raises(
+        LayoutError, match=rf"nobody listens at cluster\.address '{host}:{port}', which was tried for 0\.5"
+    ):
+        own.open_machines(f"{host}:{port}", timeout_s=0.5)
+    own._await_head("auto", 0.0)
+    own._await_head("", 0.0)
 
 
 class Holder:

@@ -102,6 +102,16 @@ def test_a_run_interrupted_before_it_saved_begins_again(data, tmp_path, monkeypa
     assert "goes on from its last checkpoint with" in capsys.readouterr().err
 
 
+def test_a_run_stopped_before_it_could_save_does_not_say_that_it_is_saved(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+    spec(data, tmp_path)
+    monkeypatch.setattr(launch, "train", lambda *_: "stopped by SIGTERM")
+    assert main(["train", str(tmp_path / "run.yaml")]) == STOPPED
+    assert "has nothing to save yet and begins again with: megatron-rl train" in capsys.readouterr().err
+    (tmp_path / "run/checkpoints/step_000002").mkdir(parents=True)
+    assert main(["train", str(tmp_path / "run.yaml")]) == STOPPED
+    assert "is saved and goes on with: megatron-rl train" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_says_how_to_go_on_and_ends_as_if_it_had_not_been(data, tmp_path):  # noqa: F811
     spec(data, tmp_path / "broken")
     endless = [tmp_path / "broken/run.yaml", "schedule.save_every=1", "schedule.steps=100000"]
