@@ -19,7 +19,7 @@ FLOORS: Mapping[str, int] = (
     | dict.fromkeys(
         ("ports", "accounting", "pipeline", "combining", "laws", "budget", "buffer", "drawing", "nursery", "reshard"), 2
     )
-    | {"orphans": 2}
+    | {"chatter": 2, "orphans": 2}
     | dict.fromkeys((*IDEAS, *MACHINES), 3)
     | dict.fromkeys(("loop", "ahead", "in_flight", "evaluate", "checkpoint", "saver", "replay"), 4)
     | dict.fromkeys(

@@ -10,7 +10,8 @@ Each fork reads questions from its socket and answers them one by one. A fork is
 mathematics again would be a second; and nothing forks torch, because this process never imports it. A dead fork stays
 unreaped until the pool says `end`, so that its number cannot name another process. What a fork started may serve many
 answers and ends with the fork: as long as it lives it adopts what its helpers leave behind, and afterwards this process
-does. When the pool goes, however it goes, the socket ends, and everything here with it.
+does. What forks print is passed on to stderr in measure. When the pool goes, however it goes, the socket ends, and
+everything here with it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import ctypes
 import errno
 import gc
 import inspect
+import io
 import json
 import math
 import os
@@ -34,6 +36,7 @@ from dataclasses import dataclass
 from typing import Final, TypeGuard, cast
 
 from megatron_rl.answers import Question, Score
+from megatron_rl.chatter import Chatter
 from megatron_rl.orphans import adopt, children, end_children, ended
 from megatron_rl.spec.resolve import build
 from megatron_rl.spec.run import Part
@@ -70,6 +73,9 @@ def main(descriptor: int) -> None:
     atexit.register(end_children, frozenset())  # last of all: a user's own clean-up comes first
     pool = socket.socket(fileno=descriptor)
     parent = os.getppid()
+    chatter = Chatter()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # forks end without a last flush
     order = json.loads(pool.makefile("rb").readline())
     try:
         reward = reward_of(order["target"], order["given"])
@@ -82,10 +88,10 @@ def main(descriptor: int) -> None:
     forks: set[int] = set()
     shared = children()  # helpers of the reward's own that serve all forks
     try:
-        while (received := _command(pool, parent)) is not None:
+        while (received := _command(pool, parent, chatter)) is not None:
             command, attached = received
             if command["command"] == "start":
-                pid = _fork(pool, attached, reward, limits)
+                pid = _fork((pool, chatter), attached, reward, limits)
                 forks.add(pid)
                 pool.sendall(_line({"pid": pid}))
             else:
@@ -98,6 +104,7 @@ def main(descriptor: int) -> None:
         _leave_in_time()
         for pid in forks:
             _end(pid)
+        chatter.pass_on()
 
 
 def _leave_in_time() -> None:
@@ -116,9 +123,12 @@ def reward_of(target: str, given: dict[str, object]) -> object:
     return reward_of(FUNCTIONS, {"path": target, **given}) if inspect.isroutine(found) else found
 
 
-def _command(pool: socket.socket, parent: int) -> tuple[dict[str, object], list[int]] | None:
+def _command(pool: socket.socket, parent: int, chatter: Chatter) -> tuple[dict[str, object], list[int]] | None:
     """The next command and the sockets that came with it; None once the pool is gone."""
-    while not select.select([pool], [], [], _ORPHAN_CHECK_S)[0]:
+    ears: list[socket.socket | Chatter] = [pool, chatter]
+    while pool not in (ready := select.select(ears, [], [], _ORPHAN_CHECK_S)[0]):
+        if chatter in ready:
+            chatter.pass_on()
         if os.getppid() != parent:
             return None
     try:
@@ -128,7 +138,8 @@ def _command(pool: socket.socket, parent: int) -> tuple[dict[str, object], list[
     return (json.loads(data), list(attached)) if data else None
 
 
-def _fork(pool: socket.socket, attached: list[int], reward: object, limits: Limits) -> int:
+def _fork(ours: tuple[socket.socket, Chatter], attached: list[int], reward: object, limits: Limits) -> int:
+    pool, chatter = ours
     nursery = os.getpid()
     pid = os.fork()
     if pid:
@@ -138,6 +149,7 @@ def _fork(pool: socket.socket, attached: list[int], reward: object, limits: Limi
     status = 1
     try:
         pool.close()
+        chatter.speak()
         _confine(limits, nursery)
         _answer(socket.socket(fileno=attached[0]), reward, limits)
         status = 0

@@ -66,6 +66,8 @@ def moody(question: Question) -> Score:
         return Score(reward=1.0, correct=1, extracted=str(sorted({"torch", "pyarrow", "numpy"} & set(sys.modules))))
     if question.response == "print":
         print("chatter")
+    while question.response == "print without end":
+        print("x" * 1000)
     correct = int(question.response == question.answer)
     return Score(reward=float(correct) if question.response else -1.0, correct=correct, extracted=question.response)
 

@@ -124,6 +124,20 @@ def test_a_helper_ends_with_its_own_grader_and_with_no_other(tmp_path):
         assert psutil.pid_exists(helper)
 
 
+def test_a_grader_that_prints_without_end_is_killed_in_time_and_fills_no_log():
+    program = (
+        "from megatron_rl.rewards.pool import *\n"
+        f"with RewardPool({MOODY!r}, {{}}, JudgeSettings(processes=2, deadline_s=1)) as pool:\n"
+        "    said = ('print', 'print without end', 'yes')\n"
+        "    print([each.verdict for each in pool.grade(Question(response=one, answer='yes') for one in said)])"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert run.stdout == "['wrong', 'timeout', 'right']\n"
+    assert "chatter\n" in run.stderr
+    assert "\n--- left out what graders print beyond 64 KiB in 60 s\n" in run.stderr
+    assert len(run.stderr) < 70_000
+
+
 def test_graders_import_neither_torch_nor_arrow_and_their_prints_go_nowhere_near_the_answers(moody, capfd):
     torchless, printed = moody.grade(asked("torch?", "print"))
     assert torchless.score.extracted == "[]"
