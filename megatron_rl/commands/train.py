@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
+from typing import TextIO
 
 from megatron_rl.budget import Budget
 from megatron_rl.commands.configuration import add_configuration, checked, folder_of
@@ -30,16 +33,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JOB.N",
         help="which try of a job this is: a dead one before it is no obstacle",
     )
+    parser.add_argument("--where", type=Path, metavar="FILE", help="a file to leave the path of the run's folder in")
     parser.epilog = describe().replace("%", "%%")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _shown(arguments.config, arguments.settings)
+    with redirect_stderr(_Unheard(sys.stderr)):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     spec = checked(arguments.config, arguments.settings)
     folder = folder_of(spec)
     again = shlex.join(["megatron-rl", "train", str(arguments.config), *arguments.settings])
     budget = None if arguments.until is None else Budget(ends_at=arguments.until, margin_s=arguments.margin)
+    if arguments.where is not None:
+        arguments.where.write_text(f"{folder.absolute()}\n")
     try:
         return _trained(spec, budget, arguments.attempt, again)
     except KeyboardInterrupt:
@@ -76,6 +87,28 @@ def _trained(spec: RunSpec, budget: Budget | None, attempt: Attempt | None, agai
 
 def _has_saved(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("step_*"))
+
+
+class _Unheard(io.TextIOBase):
+    """A stream that nobody may be able to take any more: a run does not end over that."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
 
 
 def _sentence(error: Exception) -> str:

@@ -11,11 +11,16 @@ from megatron_rl.spec.tree import BY_NAME
 from megatron_rl.spec.values import complete
 
 
-def completed(began: Mapping[str, object]) -> dict[str, object]:
+def completed(began: object) -> dict[str, object]:
     """`RunSpec.plain` of then, with the defaults of sections and keys that have come since.
 
     What is not known any more stays where it was written, so that it still differs from any configuration of now.
     """
+    if not isinstance(began, Mapping):
+        raise SpecError(
+            f"the run's spec.yaml holds no configuration but {began!r:.40}, so nobody knows what began its folder; "
+            "remove that file to go on with the present one, or give the run another run.name."
+        )
     sections = {
         section.name: completed_section(section.name, began.get(section.name, _unwritten(section)))
         for section in SECTIONS

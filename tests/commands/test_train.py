@@ -102,6 +102,14 @@ def test_a_run_interrupted_before_it_saved_begins_again(data, tmp_path, monkeypa
     assert "goes on from its last checkpoint with" in capsys.readouterr().err
 
 
+def test_a_console_that_takes_nothing_more_does_not_end_a_run(data, tmp_path):  # noqa: F811
+    spec(data, tmp_path)
+    command = [sys.executable, "-m", "megatron_rl.cli", "train", str(tmp_path / "run.yaml"), "schedule.steps=1"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, stdout=full, stderr=full, check=False).returncode == DONE
+    assert list((tmp_path).rglob("step_000001"))
+
+
 def test_a_run_stopped_before_it_could_save_does_not_say_that_it_is_saved(data, tmp_path, monkeypatch, capsys):  # noqa: F811
     spec(data, tmp_path)
     monkeypatch.setattr(launch, "train", lambda *_: "stopped by SIGTERM")

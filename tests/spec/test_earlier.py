@@ -6,6 +6,7 @@ import yaml
 from megatron_rl.spec.describe import as_yaml
 from megatron_rl.spec.earlier import completed, completed_section
 from megatron_rl.spec.load import load
+from megatron_rl.spec.schema import SpecError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -51,3 +52,9 @@ def test_a_key_that_is_no_longer_known_stays_beside_the_others():
     assert completed_section("schedule", {"tempo": "allegro"})["tempo"] == "allegro"
     assert completed({"dice": 1})["dice"] == 1
     assert "objective" not in completed({})
+
+
+@pytest.mark.parametrize("written", [None, "grpo", [1]])
+def test_a_file_that_holds_no_configuration_is_told(written):
+    with pytest.raises(SpecError, match=r"spec\.yaml holds no configuration but .*; remove that file to go on"):
+        completed(written)
