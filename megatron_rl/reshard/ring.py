@@ -5,9 +5,12 @@ writes `written` and only the receiver writes `read`, so neither needs a lock. T
 GPU memory that the receiver shares by CUDA IPC. Slots that fit a cache make the second copy nearly free.
 """
 
+import errno
 import json
 import mmap
 import os
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,6 +38,27 @@ def memory_folder() -> Path:
     """Where files are memory: /dev/shm on Linux, else the folder for temporary files."""
     shm = Path("/dev/shm")
     return shm if os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def _hold(path: Path, size: int) -> None:
+    """Makes a file of this size, all of which is there: where memory is short that is told here, and kills nobody."""
+    with path.open("xb") as file:
+        if sys.platform != "linux":
+            file.truncate(size)
+            return
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            path.unlink()
+            if error.errno != errno.ENOSPC:
+                raise
+            there = shutil.disk_usage(path.parent)
+            raise LayoutError(
+                f"weights cross {path.parent}, {size / 2**20:.1f} MiB for each two processes of which one sends to the "
+                f"other, but it has {there.total / 2**20:.1f} MiB, {there.free / 2**20:.1f} MiB of them free; make it "
+                "larger, in a container by --shm-size=1g or --ipc=host, elsewhere by "
+                f"`mount -o remount,size=1g {path.parent}`."
+            ) from None
 
 
 def give_up(key: str, folder: Path | None = None) -> None:
@@ -142,8 +166,7 @@ class SharedMemoryWire:
         """The receiver makes the ring, so that what a dead sender left behind is its to remove."""
         path = self._path(pair)
         in_file = self._file_bytes()
-        with path.open("xb") as file:
-            file.truncate(PAGE + in_file)
+        _hold(path, PAGE + in_file)
         self._own.append(path)
         ring = _Ring(path, in_file)
         ring.state[_SLOT_BYTES], ring.state[_SLOTS] = self.bucket_bytes, self._slots

@@ -1,4 +1,8 @@
+import errno
 import os
+import shutil
+import subprocess
+import sys
 import uuid
 from multiprocessing import get_context
 
@@ -71,6 +75,42 @@ def test_a_second_run_of_the_same_name_is_refused(tmp_path):
     for expected in (TransferError, FileExistsError):
         with pytest.raises(expected):
             SharedMemoryWire("run", tmp_path, slot_bytes=64, timeout_s=0.01).receive(PAIR, 8, ignore)
+
+
+def test_a_folder_too_small_for_a_ring_is_told_with_its_size_the_need_and_what_to_do(tmp_path, monkeypatch):
+    def is_full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", is_full)
+    told = r"16\.0 MiB for each two processes .* but it has .* of them free; .*--shm-size=1g.*remount,size=1g"
+    with pytest.raises(LayoutError, match=told):
+        SharedMemoryWire("run", tmp_path, timeout_s=0.02).receive(PAIR, 8, ignore)
+    assert not list(tmp_path.iterdir())
+
+
+SMALL = 'mount -t tmpfs -o size=1m small "$0" && echo on && exec "$@"'
+RECEIVE = """
+import sys
+from pathlib import Path
+from megatron_rl.reshard.buckets import Pair
+from megatron_rl.reshard.layout import LayoutError
+from megatron_rl.reshard.ring import SharedMemoryWire
+try:
+    SharedMemoryWire("run", Path(sys.argv[1]), timeout_s=0.02).receive(Pair(0, 1), 8, print)
+except LayoutError as error:
+    print(error, list(Path(sys.argv[1]).iterdir()))
+"""
+
+
+def test_a_memory_of_one_mebibyte_kills_nobody(tmp_path):
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("a memory of one's own needs root and util-linux")
+    apart = ["unshare", "--mount", "sh", "-c", SMALL, str(tmp_path), sys.executable, "-c", RECEIVE, str(tmp_path)]
+    ran = subprocess.run(apart, capture_output=True, text=True, timeout=120)
+    if not ran.stdout.startswith("on\n"):
+        pytest.skip(f"this machine makes no namespace of mounts: {ran.stderr.strip()}")
+    assert "but it has 1.0 MiB, 1.0 MiB of them free" in ran.stdout, ran.stderr
+    assert ran.stdout.endswith(" []\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
