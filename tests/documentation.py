@@ -117,6 +117,11 @@ RULES = (
     ),
     Rule(r"python -m tools\.bench_ahead", here="measures_lagging"),
     Rule(
+        r"python -m tools\.bench_in_flight",
+        test="tests/tools/test_bench_in_flight.py::test_waves_and_runs_are_measured_with_vllm",
+        needs="vLLM",
+    ),
+    Rule(
         r"tools/bench_algorithms\.py jspo.*",
         test="tests/tools/test_bench_algorithms.py::test_the_smallest_claim_becomes_a_page_and_is_not_measured_twice",
     ),
