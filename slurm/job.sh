@@ -4,14 +4,12 @@
 #   ROOT         the clone to run from; the folder sbatch was called in
 #   CONTAINER    image to run in (by pyxis); empty runs on the bare node
 #   MOUNTS       what the container sees, HOST:INSIDE[,...]; ROOT itself always
-#   MAX_RESTARTS how often a job that failed is tried again from its last checkpoint (3)
+#   MAX_RESTARTS how often in a row the job is tried again without a new checkpoint (3)
 #   MARGIN_S     seconds kept free at the end of the allocation (10)
-
-STOPPED=75 # the exit code of a run that was stopped, saved, and has steps left
-FAILED=1   # the exit code of a run that broke down
 
 ROOT=${ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}
 source "$ROOT/slurm/outlast.sh"
+source "$ROOT/slurm/after.sh"
 DRY_RUN=${DRY_RUN:-}
 
 step() { # becomes srun, with what every step of this job shares; prints it instead where this is a dry run
@@ -26,21 +24,21 @@ step() { # becomes srun, with what every step of this job shares; prints it inst
     fi
 }
 
-end_of_job() { # seconds since 1970 at which Slurm will kill this job; empty where it never will
-    local end=${SLURM_JOB_END_TIME:-}
-    [ -n "$end" ] || end=$(date -d "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e)" +%s 2>/dev/null) || true
+end_of_job() { # seconds since 1970 at which Slurm will kill this job; empty where it never will, or does not say
+    local end=${SLURM_JOB_END_TIME:-} told=""
+    if [ -z "$end" ]; then
+        for _ in 1 2 3; do
+            told=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e) && [ -n "$told" ] && break
+            told=""
+            sleep 2
+        done
+        if [ -n "$told" ]; then
+            end=$(date -d "$told" +%s 2>/dev/null) # a job without a limit ends at no date
+        else # of which `date` would make last midnight
+            echo "Slurm does not say when job $SLURM_JOB_ID ends: its signals alone will stop the run before the end" >&2
+        fi
+    fi
     printf '%s' "$end"
-}
-
-again() { # the same job from its last checkpoint; a busy controller may have to be asked more than once
-    echo "job $SLURM_JOB_ID goes back into the queue: $1" >&2
-    for _ in 1 2 3 4 5 6; do
-        if scontrol requeue "$SLURM_JOB_ID"; then return; fi
-        # A scheduler that preempts by requeueing has done so already.
-        case $(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T) in PENDING | COMPLETING | REQUEUED) return ;; esac
-        sleep 5
-    done
-    echo "Slurm does not take job $SLURM_JOB_ID back; submit it again, and it goes on in the same folder" >&2
 }
 
 run_job() { # COMMAND ARGUMENTS...
@@ -51,7 +49,8 @@ run_job() { # COMMAND ARGUMENTS...
         : "${SLURM_JOB_ID:?this script is for sbatch; with --dry-run after its arguments it prints what it would run}"
         nodes=$SLURM_JOB_NUM_NODES logs=$ROOT/runs/jobs/$SLURM_JOB_ID
         mkdir -p "$logs"
-        rm -f "$logs/stop" "$logs/lost" "$logs"/address.*
+        rm -f "$logs/stop" "$logs/lost" "$logs/saved" "$logs/where" "$logs"/address.*
+        [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || rm -f "$logs/in_vain" # of a job that had this number once
         # A signal through srun would reach every process of the step, graders and Ray included; a file reaches the
         # driver. It is there from the first moment: a script without a trap would die of the signal, and the job with it.
         trap 'touch "$logs/stop"' USR1 TERM
@@ -76,6 +75,7 @@ run_job() { # COMMAND ARGUMENTS...
         more=(--until "$(end_of_job)" --margin "${MARGIN_S:-10}")
         [ -n "${more[1]}" ] || more=()
         more+=(--attempt "$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}") # a node that died may keep the folder locked
+        more+=(--where "$logs/where")
     fi
     step --nodes=1 --ntasks=1 --nodelist="$first" --output="$logs/driver.log" --open-mode=append \
         slurm/node.sh drive "$logs" "$where" megatron-rl "$@" "${more[@]}" &
@@ -87,13 +87,7 @@ run_job() { # COMMAND ARGUMENTS...
     outlast "$driver" || code=$?
     [ -z "$cluster" ] || kill "$cluster" 2>/dev/null || true
     tail -n 3 "$logs/driver.log" >&2 || true
-    if [ "$code" -eq "$STOPPED" ]; then
-        again "stopped before its end"
-    elif [ "$code" -gt 128 ] && [ -e "$logs/stop" ]; then
-        again "told to stop before there was anything to save"
-    elif [ "$code" -eq "$FAILED" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-3}" ]; then
-        again "it failed, and was restarted ${SLURM_RESTART_COUNT:-0} times of at most ${MAX_RESTARTS:-3}"
-    fi
+    settle "$code"
     return "$code"
 }
 

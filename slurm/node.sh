@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What one task of a job does on its node, with the job's folder LOGS, which all see: `join LOGS` makes it part of the Ray
 # cluster; `drive LOGS alone COMMAND...` runs the command, and tells it to save and stop once LOGS/stop is there; `drive LOGS
-# joined COMMAND...` gives it the cluster's address as well.
+# joined COMMAND...` gives it the cluster's address as well. LOGS/saved is there afterwards where the run has a new checkpoint.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source slurm/node_setup.sh
@@ -59,8 +59,9 @@ wait_for_first() { # tries for two minutes, and no longer than there is somethin
 }
 
 drive() {
-    local where=$1 stop=$logs/stop driver
+    local where=$1 stop=$logs/stop driver code=0
     shift
+    touch "$logs/begun"
     trap 'touch "$stop"' USR1 TERM
     if [ "$where" != alone ]; then
         wait_for_first
@@ -73,7 +74,10 @@ drive() {
         until [ -e "$stop" ] || ! kill -0 "$driver" 2>/dev/null; do sleep 0.5; done
         kill -USR1 "$driver" 2>/dev/null
     ) &
-    outlast "$driver"
+    outlast "$driver" || code=$?
+    # Asked here, where the run's folder is seen as the driver saw it, and in whatever way that ended.
+    if [ -e "$logs/where" ] && [ "$(<"$logs/where")/checkpoints/latest" -nt "$logs/begun" ]; then touch "$logs/saved"; fi
+    return "$code"
 }
 
 "$role" "$@"

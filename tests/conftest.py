@@ -42,7 +42,7 @@ NEEDS = {
 LONG = ("slurm/test_jobs", "test_processes", "test_combinations", "test_configs", "actor/test_conversion")
 """Files that take longest come first: begun last, one of them would keep a single worker busy at the end."""
 RAY = (
-    "tests/slurm/",
+    "tests/slurm/test_jobs.py",
     "tests/cluster/",
     "tests/test_processes.py",
     "tests/test_groups_elsewhere.py",

@@ -88,6 +88,14 @@ def test_out_of_time_has_an_exit_code_of_its_own_and_says_how_to_go_on(data, tmp
     assert f"goes on with: megatron-rl train {tmp_path}/run.yaml" in capfd.readouterr().err
 
 
+def test_who_looks_after_a_run_is_told_where_it_is(data, tmp_path, monkeypatch):  # noqa: F811
+    spec(data, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    command = ["train", str(tmp_path / "run.yaml"), "--until", "0", "--where", "here", "run.folder=."]
+    assert main(command) == STOPPED
+    assert (tmp_path / "here").read_text() == f"{tmp_path / 'run'}\n"
+
+
 def test_a_run_interrupted_before_it_saved_begins_again(data, tmp_path, monkeypatch, capsys):  # noqa: F811
     def interrupted(*_):
         raise KeyboardInterrupt

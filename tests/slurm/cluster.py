@@ -133,7 +133,8 @@ class Slurm:
 
     def told(self, job: str) -> str:
         """Everything that explains where a job stands."""
-        logs = sorted(Path(self.facts(job)["WorkDir"], "runs/jobs").rglob("*.log"))
+        folder = Path(self.facts(job)["WorkDir"])
+        logs = [*sorted(folder.glob("*.log")), *sorted((folder / "runs/jobs").rglob("*.log"))]
         logs += [self.folder / "slurmctld.log", *sorted(self.folder.glob("slurmd_*.log"))]
         ends = (f"--- {path}\n{path.read_text(errors='replace')[-3000:]}" for path in logs)
         return "\n".join([self.ask("scontrol", "show", "job", job), *ends])
@@ -143,6 +144,13 @@ class Slurm:
         own = {"SLURM_CONF": self.environment["SLURM_CONF"], "SLURM_JOB_ID": job}
         titled = {process.info["ppid"] for process in _listed() if title in " ".join(process.info["cmdline"] or ())}
         return {process.environ()["SLURMD_NODENAME"] for process in _living(own) if process.pid in titled}
+
+    def kill(self, job: str, title: str) -> None:
+        """SIGKILL to the process of a job whose command is so titled, as a system that is out of memory sends it."""
+        own = {"SLURM_CONF": self.environment["SLURM_CONF"], "SLURM_JOB_ID": job}
+        wanted = [one for one in _living(own) if title in " ".join(one.info["cmdline"] or ())]
+        assert wanted, self.left_of(job)
+        min(wanted, key=lambda one: one.create_time()).kill()
 
     def left_of(self, job: str) -> list[str]:
         """The commands of the processes that a job started and that still are."""

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
-import socket
 import subprocess
-import sys
 from pathlib import Path
-from signal import SIGUSR1
 
 import pytest
 import yaml
@@ -19,9 +15,9 @@ from megatron_rl.data.prompt_file import write_prompts
 from megatron_rl.data.tiny_model import write_tiny_model
 from megatron_rl.spec.load import load
 from tests.slurm.cluster import OVER, Slurm, wait_until
+from tests.slurm.conftest import CLONE
 from tests.test_launch import digest
 
-CLONE = Path(__file__).parents[2]
 STEPS = 40
 """So many that a job is still at work when it is signalled."""
 
@@ -45,19 +41,6 @@ def config(tmp_path_factory) -> Path:
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(written))
     return folder / "run.yaml"
-
-
-@pytest.fixture
-def root(tmp_path) -> Path:
-    """A folder to submit from, with the scripts of this clone and the environment of these tests."""
-    shutil.copytree(CLONE / "slurm", tmp_path / "slurm")
-    (tmp_path / ".venv/bin").mkdir(parents=True)
-    (tmp_path / "runs/jobs").mkdir(parents=True)
-    for name, module in (("megatron-rl", "megatron_rl.cli"), ("ray", "ray.scripts.scripts")):
-        command = tmp_path / ".venv/bin" / name
-        command.write_text(f'#!/bin/sh\nPYTHONPATH={CLONE} exec {sys.executable} -m {module} "$@"\n')
-        command.chmod(0o755)
-    return tmp_path
 
 
 def submit(slurm: Slurm, root: Path, *arguments: str, options: tuple[str, ...] = ()) -> str:
@@ -140,92 +123,56 @@ def test_a_job_that_runs_out_of_time_saves_before_slurm_kills_it(slurm, config, 
     assert (root / "runs/job/checkpoints/latest").exists()
 
 
-STUBS = {
-    "srun": 'echo "$*" > "$HERE/started"; until [ -e "$HERE/runs/jobs/7/stop" ]; do sleep 1; done; exit ${CODE:-138}',
-    "scontrol": 'echo "$*" >> "$HERE/asked"; [ $1 != requeue ] || [ $(grep -c requeue "$HERE/asked") -gt ${BUSY:-0} ]',
-    "squeue": "echo RUNNING",
-    "sleep": "/bin/sleep 0.05",
-}
-"""A Slurm of scripts: the driver ends with CODE once it is told to stop, and the controller is too busy BUSY times."""
-
-
-@pytest.mark.parametrize(
-    ("told", "requeues"),
-    [
-        ({"CODE": "75"}, 1),  # stopped and saved
-        ({"CODE": "138"}, 1),  # told to stop before its handlers were there
-        ({"CODE": "75", "BUSY": "2"}, 3),
-        ({"CODE": "1", "SLURM_RESTART_COUNT": "3"}, 0),
-        ({"CODE": "2"}, 0),
-        ({"CODE": "0"}, 0),
-    ],
-    ids=str,
-)
-def test_a_signalled_script_puts_back_what_has_steps_left(root, told, requeues):
-    (root / "bin").mkdir()
-    for name, does in STUBS.items():
-        (root / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
-        (root / "bin" / name).chmod(0o755)
-    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "a", "SLURM_JOB_END_TIME": "9"}
-    given = {"HERE": str(root), "PATH": f"{root / 'bin'}:/usr/bin:/bin", **job, **told}
-    script = subprocess.Popen(["bash", "slurm/train.sbatch", "x.yaml"], cwd=root, env=given, stderr=subprocess.PIPE)
-    wait_until((root / "started").exists, "the driver", 30.0)
-    script.send_signal(SIGUSR1)
-    said = script.communicate(timeout=30)[1].decode()
-    assert script.returncode == int(told["CODE"]), said
-    assert (root / "asked").read_text().count("requeue 7") == requeues
-    attempt = f" --attempt 7.{told.get('SLURM_RESTART_COUNT', 0)}\n"
-    assert (root / "started").read_text().endswith(f"megatron-rl train x.yaml --until 9 --margin 10{attempt}")
-
-
-RAY = """\
-#!/bin/sh
-echo "$*" >> "$HERE/asked"
-case "$*" in *--head*) echo "  ray start --address='127.0.0.1:$PORT'"; exec /bin/sleep 60 ;; esac
+SLEEPS = """\
+#!/bin/bash
+trap 'exit ${CODE:-75}' USR1 TERM
+echo begun
+while :; do sleep 0.1; done
 """
-"""Says where it stands, as Ray does."""
+"""A driver that is soon there, and soon gone when it is told to stop."""
 
 
-def test_the_others_join_the_first_node_where_the_system_put_it(root):
-    (root / "bin").mkdir()
-    (root / "bin" / "scontrol").write_text("#!/bin/sh\necho NodeAddr=here\n")
-    (root / "bin" / "scontrol").chmod(0o755)
-    (root / ".venv/bin/ray").write_text(RAY)
-    with socket.create_server(("127.0.0.1", 0)) as first:
-        port = str(first.getsockname()[1])
-        given = {"HERE": str(root), "PORT": port, "PATH": f"{root / 'bin'}:/usr/bin:/bin", "SLURMD_NODENAME": "a"}
-        join = ["bash", "slurm/node.sh", "join", str(root)]
-        with subprocess.Popen(join, cwd=root, env={**given, "SLURM_NODEID": "0"}) as head:
-            subprocess.run(join, cwd=root, env={**given, "SLURM_NODEID": "1"}, check=True, timeout=30)
-            drive = ["bash", "slurm/node.sh", "drive", str(root), "joined", "echo", "train"]
-            told = subprocess.run(drive, cwd=root, env=given, check=True, capture_output=True, text=True, timeout=30)
-            head.kill()
-    asked = (root / "asked").read_text().splitlines()
-    assert "--head --port 0 " in asked[0]
-    assert asked[1].startswith(f"start --address 127.0.0.1:{port} ")
-    assert told.stdout == f"train cluster.address=127.0.0.1:{port}\n"
+@pytest.fixture
+def sleeping(root) -> Path:
+    """A folder to submit from, as it is right after a clone, whose runs do nothing."""
+    (root / ".venv/bin/megatron-rl").write_text(SLEEPS)
+    return root
 
 
-def test_a_driver_does_not_wait_for_nodes_that_will_never_come(root):
-    (root / "lost").touch()
-    asked = ["bash", "slurm/node.sh", "drive", str(root), "joined", "echo", "begun"]
-    done = subprocess.run(asked, cwd=root, capture_output=True, text=True, check=False, timeout=30)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "a node of this job could not join the others" in done.stderr
+def begin(slurm: Slurm, root: Path, *options: str) -> str:
+    job = submit(slurm, root, "x.yaml", options=options)
+    log = root / "runs/jobs" / job / "driver.log"
+    wait_until(lambda: log.exists() and "begun" in log.read_text(), "the driver", 60.0)
+    return job
 
 
-def test_a_dry_run_prints_what_each_node_would_run(root):
-    asked = ["bash", "slurm/train.sbatch", "configs/jspo.yaml", "actor.tp=4", "--dry-run"]
-    more = {"NODES": "2", "CONTAINER": "image", "MOUNTS": "/data:/data", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(asked, cwd=root, env=more, capture_output=True, text=True, check=True)
-    join, drive = done.stdout.splitlines()
-    assert "--nodes=2" in join
-    assert "slurm/node.sh join" in join
-    assert drive.rstrip().endswith("joined megatron-rl train configs/jspo.yaml actor.tp=4 cluster.machines=2")
-    assert all("--container-image=image" in line for line in (join, drive))
+def test_a_job_that_is_cancelled_ends_for_good_and_says_so(slurm, sleeping):
+    job = begin(slurm, sleeping)
+    slurm.ask("scancel", job)
+    wait_until(lambda: slurm.facts(job)["JobState"] in OVER, f"job {job} to end", 60.0)
+    told = slurm.facts(job)
+    assert (told["JobState"], told["Restarts"]) == ("CANCELLED", "0"), slurm.told(job)
+    assert f"job {job} was cancelled and ends" in (sleeping / f"megatron_rl_{job}.log").read_text()
 
 
-def test_without_arguments_a_script_says_how_it_is_used(root):
-    done = subprocess.run(["bash", "slurm/train.sbatch"], cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("usage: sbatch")
+@pytest.mark.slow
+def test_a_job_whose_driver_is_killed_is_tried_again_and_not_for_ever(slurm, sleeping):
+    job = begin(slurm, sleeping, "--export=ALL,MAX_RESTARTS=1")
+    for times in (1, 2):
+        slurm.kill(job, ".venv/bin/megatron-rl")
+        if times == 1:
+            slurm.start_again(job)
+            wait_until(lambda: said(sleeping, job).count("begun") == 2, "the driver", 60.0)
+    wait_until(lambda: slurm.facts(job)["JobState"] in OVER, f"job {job} to end", 60.0)
+    assert slurm.facts(job)["ExitCode"] == "137:0"
+    log = (sleeping / f"megatron_rl_{job}.log").read_text()
+    assert "it failed: signal 9 ended its driver, and 2 attempts in a row left no new checkpoint" in log
+
+
+@pytest.mark.slow
+def test_a_job_whose_limit_is_shorter_than_its_warning_ends_and_says_so(slurm, sleeping):
+    job = begin(slurm, sleeping, "--time=1", "--export=ALL,MAX_RESTARTS=1")
+    slurm.start_again(job)
+    wait_until(lambda: slurm.facts(job)["JobState"] in OVER, f"job {job} to end", 60.0)
+    log = (sleeping / f"megatron_rl_{job}.log").read_text()
+    assert "2 attempts in a row left no new checkpoint. Its time limit is 00:01:00" in log
