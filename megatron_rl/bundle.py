@@ -11,12 +11,14 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from megatron_rl.checkpoint import folders
 from megatron_rl.diagnosis import first_failure
+from megatron_rl.progress import step_of
 from megatron_rl.redaction import GONE, Redaction, is_secret
 
 HEAD_LINES: Final = 50
@@ -99,8 +101,12 @@ def _checkpoints(root: Path) -> Iterator[str]:
 
 
 def _last_step(metrics: list[str]) -> str:
-    steps = [line for line in metrics if '"kind": "step"' in line and line.endswith("}")]
-    return json.dumps(json.loads(steps[-1]), indent=1) if steps else ""
+    """The newest that can be read."""
+    for line in reversed(metrics):
+        with suppress(ValueError):
+            if step_of(line):
+                return json.dumps(json.loads(line), indent=1)
+    return ""
 
 
 def _is_plain(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import traceback
@@ -21,6 +20,7 @@ from megatron_rl.budget import Budget
 from megatron_rl.checkpoint import CheckpointError
 from megatron_rl.commands.configuration import folder_of
 from megatron_rl.data.values import write_values
+from megatron_rl.driver_log import FAILED, FINISHED, INTERRUPTED, REFUSED, DriverLog
 from megatron_rl.evaluate import HeldOut
 from megatron_rl.interpreter import staying
 from megatron_rl.occupancy import Attempt, alone_in
@@ -47,8 +47,6 @@ PATIENCE = tuple(f"judge.{field.name}" for field in fields(JudgeSettings) if fie
 """What answers may cost: a run that stopped over its grader goes on with more of it."""
 SCHEDULE = tuple(f"schedule.{field.name}" for field in fields(Schedule) if field.name != "ahead")
 """When a run ends, saves and measures; `schedule.ahead` says which weights write what."""
-DRIVER_LOG = "logs/driver.log"
-"""The traceback of the driver, where the last attempt ended with one."""
 MAY_CHANGE = (*SCHEDULE, "telemetry.", "evaluation.", "run.folder", *CUT, *MACHINES, *PATIENCE)
 """Keys that a resumed run may have otherwise than when it began."""
 
@@ -60,6 +58,7 @@ def train(spec: RunSpec, budget: Budget | None = None, attempt: Attempt | None =
 
 
 def _train(spec: RunSpec, budget: Budget | None) -> str:
+    log = DriverLog(folder_of(spec))
     with listening(_end_now) as ear:
         try:
             run = assemble(spec)
@@ -67,17 +66,23 @@ def _train(spec: RunSpec, budget: Budget | None) -> str:
             if not ear.heard():
                 raise
             return ear.heard()
+        except Exception as error:
+            if not isinstance(error, SpecError):  # a wrong request says nothing of the run
+                log.keep(traceback.format_exc())
+                log.end(FAILED)
+            raise
         ear.stop = partial(setattr, run, "stopping")
         run.stopping = ear.heard()
-        return _carry_out(run, spec, budget)
+        run.budget = budget
+        return _carry_out(run, spec, log)
 
 
-def _carry_out(run: loop.Run, spec: RunSpec, budget: Budget | None) -> str:
+def _carry_out(run: loop.Run, spec: RunSpec, log: DriverLog) -> str:
     """SIGTERM and SIGUSR1 end the run after the step in hand, with a checkpoint."""
-    run.budget = budget
-    reason = "failed"
+    reason, how = "failed", FAILED
     try:
         _claim(run, spec)
+        log.begin()
         resumed = loop.resume(run)
         run.telemetry.start(run.step, run.schedule.steps)
         if resumed:
@@ -86,18 +91,24 @@ def _carry_out(run: loop.Run, spec: RunSpec, budget: Budget | None) -> str:
             loop.train(run)
         stopped = run.stopping if run.step < run.schedule.steps else ""
         reason = stopped or "finished"
+        how = f"stopped, {stopped.removeprefix('stopped ')}" if stopped else FINISHED
         return stopped
     except KeyboardInterrupt:
-        reason = "interrupted"
+        reason, how = "interrupted", INTERRUPTED
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-        if not isinstance(error, SpecError):  # a wrong request says nothing of the run
+        if isinstance(error, SpecError):
+            how = REFUSED
+        else:
             error.add_note(f"{run.step} steps were done, and the driver was in '{run.phase}'.")
-            _keep_traceback(run.folder)
+            log.keep(traceback.format_exc())
         raise
     finally:
-        close(run, reason)
+        try:
+            close(run, reason)
+        finally:
+            log.end(how)
 
 
 def values(spec: RunSpec, samples: int, target: Path) -> int:
@@ -158,15 +169,7 @@ def _claim(run: loop.Run, spec: RunSpec) -> None:
         aside.write_text(as_yaml(spec), encoding="utf-8")
         aside.replace(path)
         (run.folder / "plan.txt").write_text(facts, encoding="utf-8")
-        (run.folder / DRIVER_LOG).unlink(missing_ok=True)
         record.write_text(json.dumps(environment() | code, indent=1))
-
-
-def _keep_traceback(folder: Path) -> None:
-    """Beside the logs of ranks, where `doctor` looks for what failed first; a full disk may be what failed."""
-    with contextlib.suppress(OSError):
-        (folder / DRIVER_LOG).parent.mkdir(parents=True, exist_ok=True)
-        (folder / DRIVER_LOG).write_text(traceback.format_exc(), encoding="utf-8")
 
 
 class _EndedEarly(BaseException):

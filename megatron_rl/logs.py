@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import socket
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 MOST_BYTES: Final = 32 << 20
 """How long a log may be when a process looks at it."""
@@ -21,6 +23,50 @@ TAIL_BYTES: Final = 15 << 20
 """How much of its end, where a failure stands."""
 GAP: Final = b"\n--- left out here"
 """How the line between them begins."""
+_DATE: Final = "%Y-%m-%d %H:%M:%S"
+_HEADING: Final = re.compile(r"--- (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.+): process (\d+) on (\S+)\s*")
+
+
+class Begun(NamedTuple):
+    """What a heading says: when a process began, the name of its log, its number and its machine."""
+
+    when: float
+    name: str
+    pid: int
+    machine: str
+
+
+def heading(path: Path) -> str:
+    """The line that a process writes into its log before all others; attempts are told apart by it."""
+    return f"--- {now()} {path.stem}: process {os.getpid()} on {socket.gethostname()}"
+
+
+def begun(line: str, path: Path) -> Begun | None:
+    """What the line says, where it is a heading of this very log: others may be quoted there."""
+    found = _HEADING.fullmatch(line) if line.startswith("--- ") else None
+    if found is None or found[2] != path.stem:
+        return None
+    return Begun(moment(found[1]), found[2], int(found[3]), found[4])
+
+
+def newest(path: Path) -> list[str]:
+    """What the last process that began there has said."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    headings = [number for number, line in enumerate(lines) if begun(line, path)]
+    return lines[headings[-1] + 1 :] if headings else lines
+
+
+def now() -> str:
+    """The date and time, as logs have them."""
+    return time.strftime(_DATE)
+
+
+def moment(text: str) -> float:
+    """The inverse of `now`, in seconds since 1970; 0 where it is no date that a calendar has."""
+    try:
+        return time.mktime(time.strptime(text, _DATE))
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def with_room(path: Path) -> Path:

@@ -26,6 +26,7 @@ FLOORS: Mapping[str, int] = (
         (
             *("cli", "commands", "launch", "signals", "occupancy", "own_code", "assemble", "ideas", "processes"),
             *("actor_rank", "preview", "diagnosis", "bundle", "redaction", "differences", "rehearsal", "planner"),
+            *("deaths", "driver_log", "progress"),
         ),
         5,
     )

@@ -193,17 +193,32 @@ def test_how_the_actor_is_cut_may_change_whichever_way_that_is():
     assert [key for key in changed if not key.startswith(launch.MAY_CHANGE)] == ["schedule.ahead"]
 
 
-def test_what_broke_a_run_is_told_until_it_is_taken_up_again(data, tmp_path, monkeypatch):
-    def breaks(_: object) -> None:
-        raise RuntimeError("the grader is on strike")
+def raising(error: Exception):
+    def raises(*_: object) -> None:
+        raise error
 
+    return raises
+
+
+def test_what_broke_a_run_is_told_until_it_is_taken_up_again(data, tmp_path, monkeypatch):
     with monkeypatch.context() as broken:
-        broken.setattr(launch.loop, "train", breaks)
+        broken.setattr(launch.loop, "train", raising(RuntimeError("the grader is on strike")))
         with pytest.raises(RuntimeError, match="strike"):
             launch.train(spec(data, tmp_path))
     assert first_failure(tmp_path / "run").startswith("driver failed first: RuntimeError: the grader is on strike (in ")
     launch.train(spec(data, tmp_path, "schedule.steps=0"))
-    assert first_failure(tmp_path / "run").startswith("no failure is recorded")
+    told = first_failure(tmp_path / "run")
+    assert told.startswith(f"the run in {tmp_path / 'run'} finished after 0 steps")
+    assert "attempt 1 of 2 failed before, with RuntimeError: the grader is on strike" in told
+
+
+def test_a_run_whose_parts_cannot_be_made_says_so_too_and_a_wrong_request_leaves_nothing(data, tmp_path, monkeypatch):
+    for error in (SpecError("no such key"), RuntimeError("no GPU is left")):
+        monkeypatch.setattr(launch, "assemble", raising(error))
+        with pytest.raises(type(error)):
+            launch.train(spec(data, tmp_path))
+        assert (tmp_path / "run").exists() == isinstance(error, RuntimeError)
+    assert first_failure(tmp_path / "run").startswith("driver failed first: RuntimeError: no GPU is left (in ")
 
 
 def test_a_signal_before_there_is_a_run_ends_the_command_at_once(data, tmp_path, monkeypatch):

@@ -1,13 +1,25 @@
 import errno
 import os
 import re
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from megatron_rl import logs
-from megatron_rl.logs import HEAD_BYTES, MOST_BYTES, TAIL_BYTES, shorten, with_room
+from megatron_rl.logs import (
+    HEAD_BYTES,
+    MOST_BYTES,
+    TAIL_BYTES,
+    begun,
+    heading,
+    moment,
+    newest,
+    now,
+    shorten,
+    with_room,
+)
 
 LINE = b"what a process says, 48 characters, ends with it\n"
 LEFT_OUT = rb"--- left out here on [-\d]{10} at [:\d]{8}: the log had grown too long"
@@ -107,3 +119,17 @@ def test_a_disk_that_takes_no_cut_ends_nothing_and_leaves_beginning_and_end(smal
     shorten(path)
     assert len(path.read_bytes()) < logs.MOST_BYTES
     assert path.read_bytes().endswith(LINE + b"the last line\n")
+
+
+def test_what_the_newest_process_said_stands_behind_its_heading(tmp_path):
+    path = tmp_path / "rank_0000.log"
+    its = begun(heading(path), path)
+    assert its is not None
+    assert its[1:] == ("rank_0000", os.getpid(), socket.gethostname())
+    assert 0 <= moment(now()) - its.when < 60
+    assert begun(heading(tmp_path / "other.log"), path) is None
+    path.write_text(f"before\n{heading(path)}\nearlier\n{heading(path)}\nlater\n{heading(tmp_path / 'other.log')}\n")
+    assert newest(path) == ["later", heading(tmp_path / "other.log")]
+    path.write_text("without\n")
+    assert newest(path) == ["without"]
+    assert moment("2026-13-41 99:00:00") == 0

@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from megatron_rl.beside import all_beside
+from megatron_rl.logs import newest
 
 STACKS = signal.SIGUSR1
 """Writes the stacks of all threads into a rank's log, whatever the process is doing."""

@@ -24,7 +24,7 @@ from megatron_rl.batch.batch import Batch
 from megatron_rl.batch.ragged import Ragged
 from megatron_rl.beside import finished
 from megatron_rl.cluster.member import STACKS
-from megatron_rl.logs import shorten, with_room
+from megatron_rl.logs import heading, shorten, with_room
 from megatron_rl.ports import NotFinite, Objective, Policy, Update
 from megatron_rl.reshard.digest import TransferError
 from megatron_rl.reshard.layout import LayoutError
@@ -247,4 +247,4 @@ def _log_to(path: Path) -> None:
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
     faulthandler.register(STACKS, file=log, all_threads=True)
-    print(f"--- {time.strftime('%F %T')} {path.stem}: process {os.getpid()} on {socket.gethostname()}", flush=True)
+    print(heading(path), flush=True)

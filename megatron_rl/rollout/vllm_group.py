@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from megatron_rl.logs import newest
 from megatron_rl.rollout.vllm_host import Here, Host, Post, Running, end
 
 HERE: Final = Here()
@@ -168,7 +169,7 @@ class Group:
 
     def _last_words(self) -> str:
         try:
-            lines = self.post.log.read_text(errors="replace").splitlines()
+            lines = newest(self.post.log)
         except OSError:
             return "."
         said = [line[:QUOTED_CHARACTERS] for line in lines if line.strip()][-QUOTED_LINES:]

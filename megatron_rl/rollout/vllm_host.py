@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, Protocol
 import psutil
 
 from megatron_rl.interpreter import command, search_path
-from megatron_rl.logs import with_room
+from megatron_rl.logs import heading, with_room
 
 MODULE: Final = "megatron_rl.rollout.vllm_process"
 
@@ -135,6 +135,8 @@ def shared_memory(group: int) -> set[Path]:
 
 def _launch(post: Post, path: Mapping[str, str], theirs: socket.socket) -> subprocess.Popen[bytes]:
     with with_room(post.log).open("ab") as log:
+        log.write(f"{heading(post.log)}\n".encode())
+        log.flush()
         return subprocess.Popen(
             command(post.module, str(theirs.fileno()), str(post.log)),
             pass_fds=(theirs.fileno(),),

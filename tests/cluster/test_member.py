@@ -75,3 +75,17 @@ def test_a_process_that_is_gone_is_asked_in_vain(tmp_path):
     dump_stacks([one])
     assert "No such file" in one.last_words()
     assert str(one).startswith("rank 2 (process ")
+
+
+def test_of_a_process_that_a_signal_ended_the_signal_and_its_stack_are_its_last_words(tmp_path):
+    log = tmp_path / "rank_0002.log"
+    heading = "--- 2026-11-22 05:04:00 rank_0002: process {} on gpu-17\n"
+    stack = (
+        "Fatal Python error: Bus error\n\nStack (most recent call first):\n" + '  File "transport.py" in _pack\n' * 20
+    )
+    log.write_text(heading.format(1) + "warning\n" * 20 + stack + "\nExtension modules: a, b, c (total: 3)\n")
+    one = Member(rank=2, actor=None, pid=1, machine="gpu-17", node_id="", door=("", 0), log=log)
+    assert one.last_words() == stack.rstrip()
+    with log.open("a") as more:
+        more.write(heading.format(2) + "begun anew\n")
+    assert one.last_words() == "begun anew"

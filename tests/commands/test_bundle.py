@@ -10,7 +10,7 @@ def test_a_run_is_packed_and_what_is_inside_is_told(trained, tmp_path, monkeypat
     monkeypatch.setenv("SOME_TOKEN", str(trained))
     assert main(["bundle", str(trained)]) == DONE
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "no failure is recorded in [redacted]: 3 steps are done, the latest checkpoint is step_000003."
+    assert said[0] == "the run in [redacted] finished after 3 steps; the latest checkpoint is step_000003."
     with tarfile.open("run_bundle.tar.gz") as archive:
         names = [name.removeprefix("bundle/") for name in archive.getnames()]
     assert set(names) >= {"what_happened.txt", "plan.txt", "spec.yaml", "checkpoints.txt", "last_step.json"}
