@@ -26,6 +26,7 @@ class Heartbeat:
         self.members, self.every_s, self._lost = tuple(members), every_s, lost
         self._ended = threading.Event()
         self._is_strict = False
+        self._also: Callable[[], str] = str
         self._now = 0.0
         """Seconds that this thread has lived: while the whole machine stands still, nobody falls silent."""
         self._heard_s = [self._now] * len(self.members)
@@ -38,6 +39,10 @@ class Heartbeat:
         """From here on silence counts; while ranks import what they need, they may be deaf for long."""
         self._is_strict = True
 
+    def look_also(self, look: Callable[[], str]) -> None:
+        """Each tick asks this too what was lost; it says nothing while all is well, and at once."""
+        self._also = look
+
     def close(self) -> None:
         self._ended.set()
         if threading.current_thread() is not self._thread:
@@ -49,7 +54,7 @@ class Heartbeat:
         while not self._ended.wait(tick_s):
             passed, looked = time.monotonic() - looked, time.monotonic()
             self._now += min(passed, LATEST * tick_s)
-            reason = self._hear() or self._silence()
+            reason = self._also() or self._hear() or self._silence()
             if reason and not self._ended.is_set():
                 return self._lost(reason)
             self._ask()

@@ -40,6 +40,7 @@ def start_ranks(
     ]
     address: Address = ray.get(actors[0].open_store.remote())
     group = WorkerGroup(members, settings, address)
+    group.watch.look_also(machines.loss)
     try:
         group.watch.gather("join", [actor.join.remote(build, address) for actor in actors], settings.start_s)
     except BaseException:

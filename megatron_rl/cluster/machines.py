@@ -4,10 +4,11 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import ray
 
 from megatron_rl.cluster.member import opens
@@ -24,6 +25,8 @@ QUIET = {
 """How Ray is started where a run starts it."""
 
 
+CONTROL = "gcs_server"
+"""What Ray calls the process without which it ends."""
 LET_GO_S = 10.0
 """How long a cluster may still be held by a job that has ended."""
 
@@ -37,12 +40,20 @@ class Machines:
     doors: tuple[tuple[str, int], ...]
     warden: Warden | None = None
     """Of a Ray that this process started."""
+    control: int | None = None
+    """Ray's control process, where it is this process's own child. Ray ends a driver a minute after it, unasked."""
 
     def close(self) -> None:
         """Leaves Ray; a Ray that this process started ends with everything it started, and leaves no file."""
         ray.shutdown()
         if self.warden is not None:
             self.warden.close()
+
+    def loss(self) -> str:
+        """That Ray's control process died, and of what; nothing while it lives, or where it is not the run's own."""
+        if self.control is None or not (end := end_of(self.control)):
+            return ""
+        return f"Ray's control process ({CONTROL}, process {self.control}) {end}; its logs are in {self.keep_logs()}"
 
     def remove_also(self, prefix: Path) -> None:
         """Files of this machine that go with the run, also where the driver is killed, if Ray is the run's own."""
@@ -99,6 +110,26 @@ def _await_head(address: str, timeout_s: float) -> None:
         time.sleep(0.2)
 
 
+def end_of(child: int) -> str:
+    """How this child of this process ended; nothing while it has not."""
+    try:
+        ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return "died"
+    if ended is None:
+        return ""
+    is_signal = ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+    return f"died of {signal.Signals(ended.si_status).name}" if is_signal else f"ended with {ended.si_status}"
+
+
+def _control() -> int | None:
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if child.name() == CONTROL:
+                return child.pid
+    return None
+
+
 @contextmanager
 def _own_signals() -> Iterator[None]:
     """Signals stay the driver's: what is started inherits a mask against Ctrl-C, and Ray's handlers do not outlast."""
@@ -125,7 +156,8 @@ def _found(warden: Warden | None) -> Machines:
         for entry in alive
     )
     doors = tuple((entry["NodeManagerAddress"], int(entry["NodeManagerPort"])) for entry in alive)
-    return Machines(nodes=nodes, ids=tuple(entry["NodeID"] for entry in alive), doors=doors, warden=warden)
+    ids, control = tuple(entry["NodeID"] for entry in alive), _control() if warden else None
+    return Machines(nodes=nodes, ids=ids, doors=doors, warden=warden, control=control)
 
 
 def _check_there(machines: Machines, expected: int, timeout_s: float) -> None:

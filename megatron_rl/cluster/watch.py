@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from types import FrameType
 from typing import Any, TypeVar
@@ -66,6 +66,10 @@ class Watch:
     def expect_answers(self) -> None:
         """The ranks have started: from here on one that falls silent is lost."""
         self._heartbeat.expect_answers()
+
+    def look_also(self, look: Callable[[], str]) -> None:
+        """What this tells of ends the ranks as the loss of one of them does."""
+        self._heartbeat.look_also(look)
 
     def give_up(self, reason: str) -> RankFailure:
         """Ends every rank; gives what to raise."""

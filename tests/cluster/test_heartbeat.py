@@ -60,3 +60,13 @@ def test_nobody_is_missed_for_the_time_that_the_whole_machine_stood_still(monkey
     assert not told.wait(0.5)
     assert told.wait(30.0)
     heartbeat.close()
+
+
+def test_what_else_it_looks_at_is_told_as_a_lost_rank_is(monkeypatch):
+    monkeypatch.setattr(own, "ray", SimpleNamespace(wait=lambda refs, **_: ([], refs)))
+    told, heard, losses = [], threading.Event(), iter(("", "", "the control process died"))
+    heartbeat = Heartbeat([], 0.1, lambda reason: (told.append(reason), heard.set()))
+    heartbeat.look_also(lambda: next(losses))
+    assert heard.wait(30.0)
+    heartbeat.close()
+    assert told == ["the control process died"]
