@@ -19,7 +19,9 @@ from typing import Final
 from megatron_rl.checkpoint import folders
 from megatron_rl.diagnosis import first_failure
 from megatron_rl.progress import step_of
-from megatron_rl.redaction import GONE, Redaction, is_secret
+from megatron_rl.redaction import Redaction
+from megatron_rl.secret_names import is_secret
+from megatron_rl.secret_shapes import GONE
 
 HEAD_LINES: Final = 50
 TAIL_LINES: Final = 400

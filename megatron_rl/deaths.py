@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+SHARED: Final = Path("/dev/shm")
+MORE_SHARED: Final = "in a container by --shm-size=16g or --ipc=host, elsewhere by `mount -o remount,size=16g /dev/shm`"
 _FATAL: Final = re.compile(r"Fatal Python error: (.+)|\*\*\* (SIG[A-Z]+) received\b.*")
 _SIGNALS: Final[Mapping[str, str]] = {
     "Bus error": "SIGBUS",
@@ -23,14 +25,13 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "SIGKILL": "mostly the kernel's out-of-memory killer ended it (`dmesg -T | grep -i 'killed process'` on {machine} "
     "says so); give the job more memory, or let it use less, by fewer ranks a machine or smaller micro-batches",
     "SIGBUS": "it used shared memory that could not be given, mostly because /dev/shm is full ({shared}); make it "
-    "larger, in a container by --shm-size=16g or --ipc=host, elsewhere by `mount -o remount,size=16g /dev/shm`",
+    f"larger, {MORE_SHARED}",
     "SIGSEGV": "a library's native code used memory that is not its own; the stack below 'Fatal Python error' in its "
     "log says in which call, and `megatron-rl doctor` lists the versions, which may not fit together",
     "SIGABRT": "a library gave up; its reason stands above 'Fatal Python error' in its log",
     "SIGILL": "a library was built for a processor that knows more instructions than that of {machine}",
     "SIGFPE": "a library's native code divided by zero; the stack below 'Fatal Python error' in its log says where",
 }
-SHARED: Final = Path("/dev/shm")
 
 
 def signal_of(line: str) -> str:

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-GONE: Final = "[redacted]"
-_SECRET_WORDS: Final = frozenset(
-    ("token", "secret", "password", "passwd", "passphrase", "apikey", "key", "credential", "credentials")
-) | frozenset(("auth", "authorization", "cookie", "pat"))
-_WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+from megatron_rl.secret_names import is_pass_phrase, is_secret
+from megatron_rl.secret_shapes import GONE, without_secret_shapes
+
 # Logs may hold a line of megabytes: none of these looks at a character once for each character before it.
-_ASSIGNED: Final = re.compile(
-    r"""(?<![\w.-])(?P<name>[\w.-]++)(?P<sign>["']?\s*[:=]\s*)(?P<value>"[^"\n]*"|'[^'\n]*'|[^\s,;}\]]+)"""
+_NAMED: Final = re.compile(r"""(?<![\w.-])(?P<name>[\w.-]++)\\*["']?\s*[:=]\s*""")
+_OPTION: Final = re.compile(
+    r"""(?<![\w.-])--?(?P<name>[A-Za-z][\w.-]*+)(?:["']?,?[ \t]+|["']?,?[ \t]*\n[ \t]*-[ \t]+)"""
 )
-_PLAIN: Final = re.compile(r"""["']?(?:[-+]?[\d.]+(?:e[-+]?\d+)?|true|false|null|none)?["']?""", re.IGNORECASE)
+"""--token Zx81, ["--token", "Zx81"], and the two as lines of a list."""
+_VALUE: Final = re.compile(
+    r"""(?P<quote>\\*["'])(?P<quoted>(?:(?!(?P=quote))(?:\\\\\\.|\\.|[^\n]))*+)(?:(?P=quote))?|[^\s,;}\]]+"""
+)
+"""What is quoted ends with its quote or its line; the quotes of JSON within JSON have backslashes before them."""
+_BLOCK: Final = re.compile(
+    r"""(?m)^(?P<indent>[ ]*+)(?P<head>(?:-[ ]++)*+["']?(?P<name>[\w.-]++)["']?[ \t]*:[ \t]*+)"""
+    r"""(?:[|>][-+\d]*+[ \t]*+(?:\#[^\n]*+)?(?:\n(?:[ \t]*+$|(?P=indent)[ ][^\n]*+))++"""
+    r"""|\n(?:(?P=indent)[ ]*+-[ ]+[^\n]*+(?:\n|\Z))++)"""
+)
+"""A value of several lines in YAML: a block scalar, or a list."""
+_PLAIN: Final = re.compile(r"""(?P<number>[-+]?[\d.]+(?:e[-+]?\d+)?)|true|false|null|none|""", re.IGNORECASE)
 _LEAST: Final = 6
 """Shorter values of secret variables are words that a text may hold by chance."""
-
-# What is secret by its looks, wherever it stands.
-_LOOKS: Final = (
-    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
-    re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),
-    re.compile(r"(?i)(?<=bearer )\S+"),
-    re.compile(r"\b(?:hf|gh[pousr]|github_pat|glpat|xox[abprs]|sk|pk|rk)[-_][\w-]{12,}"),
-    re.compile(r"\bAKIA[0-9A-Z]{12,}"),
-    re.compile(r"\beyJ(?:(?!\beyJ)[\w-])++\.[\w-]++\.[\w-]*"),
-    re.compile(r"\b(?=[A-Za-z+=]{0,64}\d)(?=[\d+=]{0,64}[A-Za-z])[A-Za-z0-9+=]{32,}"),
-)
 _MAIL: Final = re.compile(r"(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)+")
 _HOME: Final = re.compile(r"(?<![\w.])/(?:home|Users|users)/[^/\s\"':,]+|(?<![\w./])/root(?![\w.])")
 
@@ -57,9 +56,10 @@ class Redaction:
     def __call__(self, text: str) -> str:
         for secret in self.secrets:
             text = text.replace(secret, GONE)
-        for looks in _LOOKS:
-            text = looks.sub(GONE, text)
-        text = _ASSIGNED.sub(_without_value, text)
+        text = _BLOCK.sub(_without_block, text)
+        text = without_secret_shapes(text)
+        for naming in (_NAMED, _OPTION):
+            text = "".join(_without_values(text, naming))
         for home in self.homes:
             text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
         text = _HOME.sub("~", _MAIL.sub("[mail]", text))
@@ -68,13 +68,31 @@ class Redaction:
         return text
 
 
-def is_secret(name: str) -> bool:
-    """Whether a variable or key of this name holds a secret: `HF_TOKEN` does, `max_tokens` and `tokenizer` do not."""
-    is_error = name.endswith(("Error", "Exception"))  # what a KeyError says explains a failure
-    return not is_error and not _SECRET_WORDS.isdisjoint(word.lower() for word in _WORD.findall(name))
+def _without_values(text: str, naming: re.Pattern[str]) -> Iterator[str]:
+    """The text in pieces, without what stands behind the names of secrets."""
+    done = 0
+    for found in naming.finditer(text):
+        if found.start() < done or not is_secret(found["name"]):
+            continue
+        value = _VALUE.match(text, found.end())
+        if value is None or _is_shown(found["name"], value):
+            continue
+        yield text[done : found.end()]
+        yield GONE
+        done = value.end()
+    yield text[done:]
 
 
-def _without_value(found: re.Match[str]) -> str:
-    name, sign, value = found["name"], found["sign"], found["value"]
-    is_shown = not is_secret(name) or value == GONE.rstrip("]") or _PLAIN.fullmatch(value)
-    return found[0] if is_shown else f"{name}{sign}{GONE}"
+def _is_shown(name: str, value: re.Match[str]) -> bool:
+    """Numbers and words that are no secrets: `key: 3`; but a number may be a password."""
+    said = value["quoted"] if value["quote"] else value[0]
+    if said.startswith(GONE.rstrip("]")) or (name.lower() == "pwd" and said.startswith(("/", "~"))):
+        return True
+    plain = _PLAIN.fullmatch(said)
+    return plain is not None and not (plain["number"] and is_pass_phrase(name))
+
+
+def _without_block(found: re.Match[str]) -> str:
+    if not is_secret(found["name"]):
+        return found[0]
+    return f"{found['indent']}{found['head'].rstrip()} {GONE}" + ("\n" if found[0].endswith("\n") else "")

@@ -26,7 +26,7 @@ FLOORS: Mapping[str, int] = (
         (
             *("cli", "commands", "launch", "signals", "occupancy", "own_code", "assemble", "ideas", "processes"),
             *("actor_rank", "preview", "diagnosis", "bundle", "redaction", "differences", "rehearsal", "planner"),
-            *("deaths", "driver_log", "progress"),
+            *("deaths", "driver_log", "progress", "secret_names", "secret_shapes"),
         ),
         5,
     )

