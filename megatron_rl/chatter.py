@@ -11,6 +11,8 @@ from typing import Final
 MOST_BYTES: Final = 64 << 10
 """What is passed on each minute."""
 WINDOW_S: Final = 60.0
+PATIENCE_S: Final = 0.05
+"""How long one who reads may take to take more."""
 STDOUT, STDERR = 1, 2
 _GULP: Final = 64 << 10
 
@@ -26,7 +28,8 @@ class Chatter:
         self._out, self._most_bytes, self._window_s = out, most_bytes, window_s
         self._ear, self._mouth = os.pipe()
         os.set_blocking(self._ear, False)
-        self._since, self._passed, self._is_told = -window_s, 0, False
+        self._since, self._passed = -window_s, 0
+        self._is_less, self._is_told = False, False
 
     def fileno(self) -> int:
         """Readable when there is something to pass on."""
@@ -41,21 +44,28 @@ class Chatter:
 
     def pass_on(self) -> None:
         """Empties the pipe once; returns also where there is nothing, or where nobody takes it."""
-        with suppress(BlockingIOError):
-            said = os.read(self._ear, _GULP)
-            if (now := time.monotonic()) - self._since >= self._window_s:
-                self._since, self._passed, self._is_told = now, 0, False
-            kept = said[: self._most_bytes - self._passed]
-            self._passed += len(kept)
-            self._say(kept)
-            if len(kept) < len(said) and not self._is_told:
-                self._is_told = True
-                gap = f"left out what graders print beyond {self._most_bytes >> 10} KiB in {self._window_s:g} s"
-                self._say(f"\n--- {gap}\n".encode())
+        said = self._heard()
+        if (now := time.monotonic()) - self._since >= self._window_s:
+            self._since, self._passed = now, 0
+            self._is_less, self._is_told = self._is_less and not self._is_told, False
+        kept = said[: self._most_bytes - self._passed]
+        self._passed += len(kept)
+        self._is_less |= not self._say(kept) or len(kept) < len(said)
+        if self._is_less and not self._is_told:
+            most = f"beyond {self._most_bytes >> 10} KiB in {self._window_s:g} s, or faster than it is read"
+            self._is_told = self._say(f"\n--- left out what graders print {most}\n".encode())
 
-    def _say(self, data: bytes) -> None:
-        """Never waits: a terminal that was stopped must not stop the one who grades."""
+    def _heard(self) -> bytes:
+        with suppress(BlockingIOError):
+            return os.read(self._ear, _GULP)
+        return b""
+
+    def _say(self, data: bytes) -> bool:
+        """Whether all of it was taken, without much waiting: a stopped terminal must not stop the one who grades."""
         with suppress(OSError):  # nor is a disk that is full a reason to end
             for start in range(0, len(data), select.PIPE_BUF):
-                if select.select([], [self._out], [], 0)[1]:
-                    os.write(self._out, data[start : start + select.PIPE_BUF])
+                if not select.select([], [self._out], [], PATIENCE_S)[1]:
+                    return False
+                os.write(self._out, data[start : start + select.PIPE_BUF])
+            return True
+        return False

@@ -4,7 +4,9 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_rl.answers import Question, Score
@@ -27,6 +29,20 @@ def two_arguments(solution, truth):
 
 
 LEAKED: list[int] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lingers:
+    """Starts a server that serves all graders, and a thread that keeps its process from ending."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "server", daemon())
+        threading.Thread(target=time.sleep, args=(600,)).start()
+
+    def __call__(self, question: Question) -> Score:
+        if question.response == "die":
+            os._exit(3)
+        return Score(reward=0.0, correct=0, extracted=str(self.server))
 
 
 def daemon() -> int:
