@@ -166,10 +166,15 @@ def _before(told: list[Attempt]) -> str:
     """The newest failure of the attempts before."""
     for number, attempt in reversed(list(enumerate(told[:-1], start=1))):
         if attempt.has_failed:
-            return (
-                f"; attempt {number} of {len(told)} failed before, with {_last_error(attempt.said) or 'no traceback'}"
-            )
+            return f"; attempt {number} of {len(told)} failed before, with {_reason(attempt)}"
     return ""
+
+
+def _reason(attempt: Attempt) -> str:
+    found = _BLAMED.search("\n".join(attempt.said))
+    if found is not None and found[3] == "died":
+        return f"rank_{int(found[1]):04d}, which died in '{found[4]}'"
+    return _last_error(attempt.said) or "no traceback"
 
 
 def _is_held(folder: Path) -> bool:

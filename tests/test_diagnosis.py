@@ -170,6 +170,12 @@ def test_a_rank_that_died_without_a_word_was_probably_killed(tmp_path):
     assert "on gpu-17" in told
 
 
+def test_a_rank_that_died_in_an_attempt_before_is_told_by_its_name(tmp_path):
+    driver = began(0, "driver") + DIED + ended(2, "failed") + began(3, "driver") + ended(4, "finished")
+    told = first_failure(written(tmp_path, driver=driver))
+    assert told.endswith("; attempt 1 of 2 failed before, with rank_0001, which died in 'publish'.")
+
+
 def test_the_rank_that_the_driver_blames_is_the_one_that_is_told_with_its_last_error(tmp_path):
     said = "RankFailure: the logs. rank 2 (process 5 on a) failed first, in 'update':\nTraceback\nKeyError: 'late'\n"
     early = began(1, "rank_0002") + TRACE.format("TransferError: once more")
