@@ -49,6 +49,10 @@ settle() { # CODE: asks for the job to be run again where that is of use, and sa
         echo "job $SLURM_JOB_ID was cancelled and ends; submitted again it goes on in its folder" >&2
         return
     fi
+    if [ "$(fact Requeue)" = 0 ]; then
+        echo "job $SLURM_JOB_ID $what and ends, since it may not be requeued; submitted again it goes on in its folder" >&2
+        return
+    fi
     [ -e "$logs/saved" ] || vain=$(cat "$logs/in_vain" 2>/dev/null || echo 0)
     case $what in
         failed*) vain=$((vain + 1)) ;;

@@ -116,6 +116,7 @@ def test_a_job_is_not_to_blame_for_being_preempted(root):
         ("JobState=COMPLETING Reason=None Restarts=0 StartTime=2026-11-22T05 PreemptTime=2026-11-22T04", 0),
         ("JobState=COMPLETING Reason=None Restarts=0 StartTime=2026-11-22T05 PreemptTime=2026-11-22T06", 1),
         ("JobState=COMPLETING Reason=TimeLimit Restarts=0 PreemptTime=None", 1),
+        ("JobState=RUNNING Reason=None Restarts=0 Requeue=0", 0),  # asked to end once it has saved
         ("JobState=COMPLETING Reason=None Restarts=1", 0),  # Slurm has put it back
         ("", 0),  # no answer, and it may have been cancelled
     ],
