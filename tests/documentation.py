@@ -101,6 +101,11 @@ RULES = (
     Rule(r"sbatch .*slurm/\w+\.sbatch .*", here="rehearses_a_job", needs="cluster"),
     Rule(r"bash slurm/\w+\.sbatch .* --dry-run", here="rehearses_a_job"),
     Rule(r"sbatch --export|slurm/attach\.sh JOB", needs="cluster|inside the job"),
+    Rule(r"scancel JOB", test="tests/slurm/test_jobs.py::test_a_job_that_is_cancelled_ends_for_good_and_says_so"),
+    Rule(
+        r"scancel --batch --signal=USR1 JOB",
+        test="tests/slurm/test_jobs.py::test_a_run_over_two_nodes_is_signalled_requeued_and_ends_as_one_that_never_was",
+    ),
     Rule(r"python tools/tiny_recipe\.py examples/Qwen3-4B/.*", here="runs_a_recipe_tiny"),
     Rule(
         r"python tools/tiny_recipe\.py .*",
