@@ -24,8 +24,8 @@ test-slow: install ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 chaos: install ## fifty faults at every phase, a hundred kills at any moment, cables cut, long runs: some hours
-	CHAOS_SEEDS="0 1 2 3 4" CHAOS_FAULTS=10 ORPHANS_KILLS=100 $(BIN)/python -m pytest -m slow -s $(PYTEST_ARGS) \
-		tests/test_chaos.py tests/test_network.py tests/test_orphans.py tests/test_soak.py
+	CHAOS_SEEDS="0 1 2 3 4" CHAOS_FAULTS=10 REMAINS_KILLS=100 $(BIN)/python -m pytest -m slow -s $(PYTEST_ARGS) \
+		tests/test_chaos.py tests/test_network.py tests/test_remains.py tests/test_soak.py
 
 quickstart: install ## a tiny model learns to think on this machine, in minutes; runs/quickstart/report.html shows it
 	$(BIN)/python -W ignore::UserWarning -W ignore::FutureWarning examples/quickstart/prepare.py
