@@ -56,7 +56,7 @@ def written(data: Path, runs: Path, parts: dict[str, object]) -> Path:  # noqa: 
         "schedule": {"steps": 4, "save_every": 2},
         "sampling": {"max_tokens": 8},
         "reward": "tests.fakes.lucky:score",
-        "judge": {"processes": 1},
+        "judge": {"processes": 1, "deadline_s": 60.0},
         "actor": {"reference": "device", "update": {"steps": 1, "microbatch_tokens": 2048}},
         **parts,
     }

@@ -81,6 +81,7 @@ def shrunk(config: Path, data: Path, runs: Path, *more: str) -> tuple[str, ...]:
         "sampling.max_tokens=8",
         "reward=tests.fakes.lucky:score",
         "judge.processes=1",
+        "judge.deadline_s=60",
         "actor.update.steps=1",
         "actor.update.microbatch_tokens=2048",
     ]

@@ -53,7 +53,7 @@ def spec(data: Path, runs: Path, *overrides: str):
         "sampling": {"max_tokens": 8},
         "sampler": {"uniform": {"prompts": 4, "samples": 4}},
         "reward": "tests.fakes.lucky:score",
-        "judge": {"processes": 1},
+        "judge": {"processes": 1, "deadline_s": 60.0},
     }
     path = runs / "run.yaml"
     runs.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,7 @@ def small_run(folder: Path) -> Path:
         "sampling": {"max_tokens": 8},
         "sampler": {"uniform": {"prompts": 4, "samples": 4}},
         "reward": "tests.fakes.lucky:score",
-        "judge": {"processes": 1},
+        "judge": {"processes": 1, "deadline_s": 60.0},
     }
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(written))

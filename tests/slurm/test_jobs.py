@@ -37,7 +37,7 @@ def config(tmp_path_factory) -> Path:
         "sampler": {"uniform": {"prompts": 2, "samples": 4}},
         "sampling": {"max_tokens": 8},
         "reward": "tests.fakes.lucky:score",
-        "judge": {"processes": 1},
+        "judge": {"processes": 1, "deadline_s": 60.0},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(written))
     return folder / "run.yaml"
