@@ -97,8 +97,8 @@ class RewardPool:
         }
         self._nursery = Nursery(GRADER, order)
         self._is_ready = False
-        self._recent: Counter[Verdict] = Counter()
-        """Verdicts since there were enough of them to stop the run over."""
+        self._recent: list[Graded] = []
+        """Since there were enough of them to stop the run over."""
 
     def __enter__(self) -> RewardPool:
         return self
@@ -136,19 +136,23 @@ class RewardPool:
     def _tally(self, graded: Sequence[Graded]) -> dict[str, float]:
         """Shares of the verdicts; an error where more went ungraded than learning from the rest can bear."""
         counts, rows = Counter(each.verdict for each in graded), max(1, len(graded))
-        self._recent += counts
-        if (seen := self._recent.total()) >= STOPS_FROM:
-            ungraded, self._recent = self._recent, Counter()
-            if (share := _ungraded(ungraded) / seen) > self.settings.stop_share:
-                reason = next((each.error for each in graded if each.error), f"over {self.settings.deadline_s} s each")
-                raise RuntimeError(
-                    f"{self.target} graded only {1 - share:.0%} of {seen} answers "
-                    f"({ungraded['timeout']} timeouts, {ungraded['crashed']} crashes; the first: {reason}); "
-                    f"judge.stop_share allows {self.settings.stop_share:.0%} ungraded."
-                )
+        self._recent += graded
+        if len(self._recent) >= STOPS_FROM:
+            recent, self._recent = self._recent, []
+            self._refuse_ungraded(recent)
         shares = {f"judge/{name}": counts[name] / rows for name in ("unparsable", "timeout", "crashed")}
         is_alarming = bool(graded) and _ungraded(counts) / rows > self.settings.alarm_share
         return shares | {"judge/alarm": float(is_alarming)}
+
+    def _refuse_ungraded(self, graded: Sequence[Graded]) -> None:
+        counts = Counter(each.verdict for each in graded)
+        if (share := _ungraded(counts) / len(graded)) > self.settings.stop_share:
+            reason = next((each.error for each in graded if each.error), f"over {self.settings.deadline_s} s each")
+            raise RuntimeError(
+                f"{self.target} graded only {1 - share:.0%} of {len(graded)} answers "
+                f"({counts['timeout']} timeouts, {counts['crashed']} crashes; the first: {reason}); "
+                f"judge.stop_share allows {self.settings.stop_share:.0%} ungraded."
+            )
 
     def grade(self, questions: Iterable[Question]) -> list[Graded]:
         """Every question's grade, in order; the same whatever the number of processes."""
